@@ -1,0 +1,93 @@
+"""What every test may use: the packages of this repository by name, golden cases, and one measure of error.
+
+The repository's root stays off `sys.path`: its `nodes` folder would hide ComfyUI's module of that name.
+"""
+
+import importlib.util
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors import safe_open
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+
+
+def register(name: str, folder: Path) -> ModuleType:
+    """Make the package or module in `folder` importable as `name`, without its parent on `sys.path`."""
+    package = folder / name / "__init__.py"
+    path = package if package.exists() else folder / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+register("wan_model", ROOT)
+register("devtools", ROOT)
+recipe = register("recipe", GOLDEN)
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One golden case: the official constructor's arguments, parameter shapes, and the tensors in and out."""
+
+    config: dict
+    shapes: dict[str, list[int]]
+    seed: int
+    inputs: dict[str, torch.Tensor]
+    outputs: dict[str, torch.Tensor]
+    metadata: dict[str, str]
+
+    def weights(self, seed: int | None = None) -> dict[str, torch.Tensor]:
+        """State dict the case was run with, in official names; another `seed` gives other weights of those shapes."""
+        return recipe.state_dict(self.shapes, self.seed if seed is None else seed)
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Function from the name of a golden case to its `Golden`."""
+
+    def load(name: str) -> Golden:
+        with safe_open(GOLDEN / f"{name}.safetensors", framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a mapping
+        return Golden(
+            config=json.loads(metadata.get("config", "{}")),
+            shapes=json.loads(metadata.get("shapes", "{}")),
+            seed=int(metadata.get("seed", 0)),
+            inputs={key[3:]: value for key, value in tensors.items() if key.startswith("in.")},
+            outputs={key[4:]: value for key, value in tensors.items() if key.startswith("out.")},
+            metadata=metadata,
+        )
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def golden_weights(golden):
+    """Function from the name of a golden case (and another seed) to the weights of its model, in official names."""
+    return lambda name, seed=None: golden(name).weights(seed)
+
+
+@pytest.fixture(scope="session")
+def relative_error():
+    """Function (actual, expected) -> |actual - expected| / |expected| in the 2-norm.
+
+    Infinite where a shape differs or a value is not finite, so that no comparison with NaN can pass.
+    """
+
+    def measure(actual: torch.Tensor, expected: torch.Tensor) -> float:
+        if actual.shape != expected.shape or not (actual.isfinite().all() and expected.isfinite().all()):
+            return float("inf")
+        norm = expected.double().norm()
+        assert norm > 0, "a comparison with zeros proves nothing"
+        return float((actual.double().cpu() - expected.double().cpu()).norm() / norm)
+
+    return measure
