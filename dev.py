@@ -1,0 +1,103 @@
+"""Set up this pack with a ComfyUI of its own and run it: `python3 dev.py demo`, `test` or `serve`.
+
+    demo    make a video from a text prompt, from nothing to an mp4
+    test    run the style checks and the whole test suite; further arguments go to pytest
+    serve   open ComfyUI's editor with this pack in it
+
+Everything is kept in `.dev/` beside this file; delete it to start anew. Standard library only, so that it runs before
+anything is installed.
+"""
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+if sys.version_info < (3, 10):  # noqa: UP036, said before the imports below fail on it
+    sys.exit(f"This is Python {sys.version.split()[0]}; run dev.py with Python 3.10 or later.")
+
+from devtools import environment, host, server
+
+log = logging.getLogger("dev")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line; what `test` does not know itself is left for pytest in `rest`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument(
+        "--comfyui",
+        metavar="PATH",
+        default=os.environ.get("WAN_COMFYUI"),
+        help="your own ComfyUI folder (or set WAN_COMFYUI); nothing in it is changed. Default: ComfyUI 0.3.75",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | test | serve")
+    demo = commands.add_parser("demo", parents=[own], help="make a video from a text prompt")
+    demo.add_argument("--prompt", help="what the video shows; default: the prompt of the workflow")
+    demo.add_argument("--workflow", default="wan21_text_to_video", metavar="NAME", help="a file of workflows/")
+    commands.add_parser("test", parents=[own], help="run the test suite; further arguments go to pytest")
+    serve = commands.add_parser("serve", parents=[own], help="open the editor")
+    serve.add_argument("--port", type=int, default=8188)
+    serve.add_argument("--no-browser", action="store_true", help="only start the server")
+    options, options.rest = parser.parse_known_args(arguments)
+    if options.rest and options.command != "test":
+        parser.error(f"unknown arguments: {' '.join(options.rest)}")
+    return options
+
+
+def prepare(options: argparse.Namespace) -> tuple[host.Host, environment.Environment]:
+    """Host and environment for the command, made where they are not there yet."""
+    comfyui = host.locate(options.comfyui)
+    place = environment.Environment(comfyui.version)
+    place.create()
+    host.fetch_floor(comfyui, place)
+    place.install_all(comfyui.folder / "requirements.txt", tests=options.command == "test")
+    host.prepare_base(comfyui.base)
+    return comfyui, place
+
+
+def command_line(options: argparse.Namespace, comfyui: host.Host, place: environment.Environment) -> list[str]:
+    """What to run in the environment for the command."""
+    python = str(place.python)
+    if options.command == "demo":
+        prompt = ["--prompt", options.prompt] if options.prompt else []
+        paths = ["--comfyui", str(comfyui.folder), "--base", str(comfyui.base)]
+        return [python, "-m", "devtools.demo", "--workflow", options.workflow, *prompt, *paths]
+    if options.command == "test":
+        chosen = any(Path(argument.split("::")[0]).exists() for argument in options.rest)
+        return [python, "-m", "pytest", *([] if chosen else ["tests"]), *options.rest]
+    cpu = not place.has_accelerator()
+    browser = [] if options.no_browser else ["--auto-launch"]
+    return server.command(python, comfyui.folder, comfyui.base, options.port, cpu=cpu) + browser
+
+
+def hand_over(command: list[str]) -> int:
+    """Run `command` in place of this process, so that Ctrl-C and signals reach it alone; return its exit status."""
+    if os.name == "posix":
+        os.execv(command[0], command)
+    process = subprocess.Popen(command)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the console sends it to the child as well, which now tidies up
+            continue
+
+
+def main() -> int:
+    """Set up, run the command, and return its exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    options = parse(sys.argv[1:])
+    try:
+        comfyui, place = prepare(options)
+    except environment.SetupError as error:
+        log.error("%s", error)
+        return 1
+    os.environ["WAN_COMFYUI"] = str(comfyui.folder)
+    os.chdir(Path(__file__).resolve().parent)
+    return hand_over(command_line(options, comfyui, place))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
