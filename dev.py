@@ -37,7 +37,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     demo = commands.add_parser("demo", parents=[own], help="make a video from a text prompt")
     demo.add_argument("--prompt", help="what the video shows; default: the prompt of the workflow")
     demo.add_argument("--workflow", default="wan21_text_to_video", metavar="NAME", help="a file of workflows/")
-    commands.add_parser("test", parents=[own], help="run the test suite; further arguments go to pytest")
+    commands.add_parser("test", parents=[own], allow_abbrev=False, help="run the suite; further arguments go to pytest")
     serve = commands.add_parser("serve", parents=[own], help="open the editor")
     serve.add_argument("--port", type=int, default=8188)
     serve.add_argument("--no-browser", action="store_true", help="only start the server")

@@ -1,0 +1,92 @@
+"""Turns a workflow saved by the editor into the prompt that the server's API takes.
+
+The editor's file is the only copy of a workflow; this does what the editor does when its Run button is pressed. It
+needs the server's `/object_info`, because the file lists widget values by position and only the node says their names.
+"""
+
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+SEEDS = {"seed", "noise_seed"}  # the editor adds a "control after generate" widget to these by name
+UPLOADS = ("image_upload", "video_upload", "audio_upload")  # options that add an upload button
+NOTES = {"Note", "MarkdownNote"}
+MUTED, BYPASSED = 2, 4
+
+
+def to_prompt(workflow: dict, object_info: dict) -> dict:
+    """API prompt for `workflow` (the editor's JSON): {node id: {"class_type", "inputs", "_meta"}}.
+
+    Raises ValueError naming the node where the file does not fit the server's nodes.
+    """
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    links = {link["id"]: link for link in map(_as_link, workflow["links"])}
+    prompt = {}
+    for node in nodes.values():
+        if node["type"] in NOTES or node["type"] == "Reroute" or node.get("mode") in (MUTED, BYPASSED):
+            continue
+        if node["type"] not in object_info:
+            raise ValueError(
+                f"Node {node['id']} is a {node['type']}, which this server does not have: install its pack."
+            )
+        inputs = _widget_inputs(node, object_info[node["type"]]["input"])
+        for slot in node.get("inputs", []):
+            if slot.get("link") is not None:
+                inputs.pop(slot["name"], None)
+                if (origin := _origin(links[slot["link"]], nodes, links)) is not None:
+                    inputs[slot["name"]] = origin
+        title = node.get("title", node["type"])
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": title}}
+    return prompt
+
+
+def _as_link(link: list | dict) -> dict:
+    """A link of either format version as one dictionary."""
+    if isinstance(link, dict):
+        return link
+    return dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link, strict=True))
+
+
+def _origin(link: dict, nodes: dict, links: dict) -> list | None:
+    """[node id, output index] that feeds `link`, seen through reroutes and bypassed nodes; None behind a muted one."""
+    node = nodes[link["origin_id"]]
+    if node.get("mode") == MUTED:
+        return None
+    if node["type"] != "Reroute" and node.get("mode") != BYPASSED:
+        return [str(node["id"]), link["origin_slot"]]
+    slots = [slot for slot in node.get("inputs", []) if node["type"] == "Reroute" or slot["type"] == link["type"]]
+    if not slots or slots[0].get("link") is None:
+        return None
+    return _origin(links[slots[0]["link"]], nodes, links)
+
+
+def _is_widget(kind: str | list, options: dict) -> bool:
+    """Whether the editor shows an input of this declaration as a widget and not only as a slot."""
+    return (isinstance(kind, list) or kind in WIDGET_TYPES) and not options.get("forceInput")
+
+
+def _widget_inputs(node: dict, declared: dict) -> dict:
+    """Values of a node's widgets by input name; inputs newer than the file keep the node's default."""
+    values = list(node.get("widgets_values") or [])
+    inputs = {}
+    for group in ("required", "optional"):
+        for name, (kind, *rest) in declared.get(group, {}).items():
+            options = rest[0] if rest else {}
+            if not _is_widget(kind, options):
+                continue
+            if values:
+                inputs[name] = values.pop(0)
+                if _has_second_widget(name, kind, options):
+                    values = values[1:]
+            elif group == "required":
+                choices = kind if isinstance(kind, list) else options.get("options", [None])
+                inputs[name] = options.get("default", choices[0] if choices else None)
+    if values:
+        raise ValueError(
+            f"Node {node['id']} ({node['type']}) has {len(values)} widget values more than its {len(inputs)} widgets: "
+            "save the workflow again with this version of the node."
+        )
+    return inputs
+
+
+def _has_second_widget(name: str, kind: str | list, options: dict) -> bool:
+    """Whether the editor saves one more value after this widget's own."""
+    controlled = kind == "INT" and (options.get("control_after_generate") or name in SEEDS)
+    return bool(controlled or any(options.get(upload) for upload in UPLOADS))
