@@ -1,0 +1,210 @@
+"""CLIP: umT5 on the host's own T5 and tokenizer classes, from any file that holds its encoder."""
+
+import html
+import inspect
+import logging
+import os
+import re
+from types import SimpleNamespace
+
+import comfy.sd
+import comfy.text_encoders.sd3_clip
+import comfy.text_encoders.wan
+import comfy.utils
+import folder_paths
+import ftfy
+import torch
+
+from ..wan_model.configs import TEXT_LENGTH
+
+TOKENS = "umt5xxl"  # the host's name for the tokens of its Wan text encoder, at every size
+END = (1, 1.0)  # umT5's end-of-sentence token and its weight
+TOKENIZER_FILES = ("spiece.model", os.path.join("google", "umt5-xxl", "spiece.model"))  # as the official folder lies
+ADVICE = "choose umT5-XXL, such as umt5_xxl_fp8_e4m3fn_scaled.safetensors"
+
+# Names of the official file (wan/modules/t5.py) to those of the host's T5, which are Hugging Face's.
+HOST_NAMES = (
+    (r"token_embedding\.", "shared."),
+    (r"encoder\.embed_tokens\.", "shared."),
+    (r"norm\.", "encoder.final_layer_norm."),
+    (r"blocks\.(\d+)\.norm1\.", r"encoder.block.\1.layer.0.layer_norm."),
+    (r"blocks\.(\d+)\.attn\.", r"encoder.block.\1.layer.0.SelfAttention."),
+    (r"blocks\.(\d+)\.pos_embedding\.embedding\.", r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias."),
+    (r"blocks\.(\d+)\.norm2\.", r"encoder.block.\1.layer.1.layer_norm."),
+    (r"blocks\.(\d+)\.ffn\.gate\.0\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_0."),
+    (r"blocks\.(\d+)\.ffn\.fc1\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
+    (r"blocks\.(\d+)\.ffn\.fc2\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
+)
+
+
+def load_text_encoder(path: str, *, tokenizer_path: str | None = None) -> comfy.sd.CLIP:
+    """The host's CLIP object around the umT5 encoder of any size in the file `path`.
+
+    The weights keep the file's type. The tokenizer is the one inside the file (`spiece_model`), else `tokenizer_path`,
+    else one of `TOKENIZER_FILES` beside the weights. Raises ValueError for a file of another model, one that lacks
+    weights and one without a tokenizer.
+    """
+    clip = _load(path, tokenizer_path)
+    clip.patcher.cached_patcher_init = (_load_patcher, (path, tokenizer_path))  # newer hosts load it again with this
+    return clip
+
+
+def encode_prompt(clip: comfy.sd.CLIP, prompt: str, title: str) -> list:
+    """CONDITIONING of `prompt` as the official pipeline reads it: cleaned, every character literal, 512 tokens at most.
+
+    title: what to call the prompt in a message. Raises ValueError for a CLIP that is not a umT5.
+    """
+    tokens = {} if clip is None else clip.tokenize(clean_prompt(prompt), disable_weights=True)
+    if TOKENS not in tokens:
+        raise ValueError(
+            f"Wan reads the text encoder umT5, this CLIP makes tokens for {', '.join(tokens) or 'nothing'}: load "
+            "umT5-XXL in WanTextEncoderLoader."
+        )
+    tokens[TOKENS] = [_truncate(clip, row, title) for row in tokens[TOKENS]]
+    return clip.encode_from_tokens_scheduled(tokens)
+
+
+def clean_prompt(prompt: str) -> str:
+    """`prompt` as the official tokenizer cleans it (wan/modules/tokenizers.py): broken characters and HTML entities
+    repaired, full-width forms made plain, runs of white space made one space.
+    """
+    text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+    return " ".join(text.split())
+
+
+def host_names(state: dict) -> dict:
+    """The encoder's weights of `state` under the names of the host's T5; a decoder and other extras are left out."""
+    renamed = {}
+    for name, weight in state.items():
+        for pattern, replacement in HOST_NAMES:
+            if re.match(pattern, name):
+                name = re.sub(pattern, replacement, name, count=1)
+                break
+        if name.startswith(("encoder.", "shared.", "scaled_fp8")):
+            renamed[name] = weight
+    return renamed
+
+
+def infer_config(state: dict, title: str) -> dict:
+    """The sizes of the host's T5 for `state`, which has the host's names; the rest of its settings are umT5's own.
+
+    Raises ValueError where `state` is not a whole umT5 encoder. title: the file's name for the message.
+    """
+    table = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+    gate = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
+    query = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    if any(name not in state for name in ("shared.weight", table.format(0), gate, query)):
+        raise ValueError(f"'{title}' is not a umT5 text encoder: {ADVICE}.")
+    layers = 1 + max(int(name.split(".")[2]) for name in state if re.match(r"encoder\.block\.\d+\.", name))
+    if layers > 1 and table.format(1) not in state:
+        raise ValueError(f"'{title}' is the T5 of SD3 and Flux, which reads English only; Wan reads umT5: {ADVICE}.")
+    heads = state[table.format(0)].shape[1]
+    config = {
+        "vocab_size": state["shared.weight"].shape[0],
+        "d_model": state["shared.weight"].shape[1],
+        "d_ff": state[gate].shape[0],
+        "d_kv": state[query].shape[0] // heads,
+        "num_heads": heads,
+        "num_layers": layers,
+    }
+    _check_shapes(state, expected_shapes(config), title)
+    return config
+
+
+def expected_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """Name to shape of every weight of the host's T5 with the sizes `config`."""
+    dim, inner, hidden = config["d_model"], config["d_kv"] * config["num_heads"], config["d_ff"]
+    block = {
+        "layer.0.SelfAttention.q": (inner, dim),
+        "layer.0.SelfAttention.k": (inner, dim),
+        "layer.0.SelfAttention.v": (inner, dim),
+        "layer.0.SelfAttention.o": (dim, inner),
+        "layer.0.SelfAttention.relative_attention_bias": (32, config["num_heads"]),
+        "layer.0.layer_norm": (dim,),
+        "layer.1.DenseReluDense.wi_0": (hidden, dim),
+        "layer.1.DenseReluDense.wi_1": (hidden, dim),
+        "layer.1.DenseReluDense.wo": (dim, hidden),
+        "layer.1.layer_norm": (dim,),
+    }
+    shapes = {"shared.weight": (config["vocab_size"], dim), "encoder.final_layer_norm.weight": (dim,)}
+    for index in range(config["num_layers"]):
+        shapes |= {f"encoder.block.{index}.{name}.weight": shape for name, shape in block.items()}
+    return shapes
+
+
+def _check_shapes(state, shapes, title):
+    for name, shape in shapes.items():
+        if name not in state:
+            raise ValueError(f"'{title}' lacks the weight {name}: the file is incomplete, download it again.")
+        packed = name.removesuffix("weight") + "comfy_quant" in state  # a quantised weight may have another shape
+        if tuple(state[name].shape) != shape and not packed:
+            raise ValueError(
+                f"'{title}' has the weight {name} of shape {tuple(state[name].shape)} where the rest of the file wants "
+                f"{shape}: {ADVICE}."
+            )
+
+
+def _load_patcher(path, tokenizer_path, disable_dynamic=False):
+    return _load(path, tokenizer_path, disable_dynamic).patcher
+
+
+def _load(path, tokenizer_path, disable_dynamic=False):
+    state, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+    title = os.path.basename(path)
+    tokenizer = state.get("spiece_model")
+    state = _host_quantisation(host_names(state), metadata or {}, title)
+    config = infer_config(state, title)
+    if tokenizer is None:
+        tokenizer = _read_tokenizer(path, tokenizer_path)
+    target = SimpleNamespace(
+        clip=comfy.text_encoders.wan.te(**comfy.text_encoders.sd3_clip.t5_xxl_detect(state)),
+        tokenizer=comfy.text_encoders.wan.WanT5Tokenizer,
+        params={},
+    )
+    arguments = {
+        "embedding_directory": folder_paths.get_folder_paths("embeddings"),
+        "tokenizer_data": {"spiece_model": tokenizer},
+        "parameters": comfy.utils.calculate_parameters(state),
+        "model_options": {f"{TOKENS}_model_config": config},
+    }
+    if "state_dict" not in inspect.signature(comfy.sd.CLIP.__init__).parameters:  # 0.3.75 loads in a second step
+        clip = comfy.sd.CLIP(target, **arguments)
+        clip.load_sd(state)
+        return clip
+    return comfy.sd.CLIP(target, state_dict=[state], disable_dynamic=disable_dynamic, **arguments)
+
+
+def _host_quantisation(state, metadata, title):
+    """`state` in the form of quantised weights that this host's operations read."""
+    if hasattr(comfy.utils, "convert_old_quants"):
+        return comfy.utils.convert_old_quants(state, metadata=metadata)[0]
+    if "_quantization_metadata" in metadata or any(name.endswith(".comfy_quant") for name in state):
+        raise ValueError(
+            f"'{title}' is quantised in a form that this ComfyUI cannot read for umT5: update ComfyUI, or {ADVICE}."
+        )
+    return state
+
+
+def _read_tokenizer(path, tokenizer_path):
+    folder = os.path.dirname(path)
+    places = [tokenizer_path] if tokenizer_path else [os.path.join(folder, name) for name in TOKENIZER_FILES]
+    for place in places:
+        if os.path.isfile(place):
+            with open(place, "rb") as file:
+                return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+    raise ValueError(
+        f"'{os.path.basename(path)}' holds no tokenizer and there is none at {' or '.join(places)}: put there "
+        "spiece.model of the Hugging Face repository google/umt5-xxl."
+    )
+
+
+def _truncate(clip, row, title):
+    if len(row) <= TEXT_LENGTH:
+        return row
+    lost = clip.tokenizer.untokenize(row[TEXT_LENGTH - 1 : -1])
+    text = "".join(piece for _, piece in lost).replace("\u2581", " ").strip()
+    logging.warning(
+        "The %s prompt has %d tokens and Wan reads %d: the last part is left out, from '%s' on.",
+        title, len(row), TEXT_LENGTH, text[:80],
+    )  # fmt: skip
+    return [*row[: TEXT_LENGTH - 1], END]

@@ -1,0 +1,82 @@
+"""Text: the umT5 loader and the pair of prompts."""
+
+from comfy_api.latest import io
+
+from ..host import clip as host_clip
+from ..host import files
+from ..wan_model.configs import NEGATIVE_PROMPT
+
+FOLDER = "text_encoders"
+
+
+class WanTextEncoderLoader(io.ComfyNode):
+    """CLIP of a umT5 file."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WanTextEncoderLoader",
+            display_name="Wan Text Encoder Loader",
+            category="Wan/loaders",
+            description=(
+                "Loads umT5, the text encoder of every Wan model: ComfyUI's umt5_xxl files, Hugging Face's, or the "
+                "official models_t5_umt5-xxl-enc-bf16.pth with spiece.model beside it. The CLIP also works in "
+                "CLIPTextEncode."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "text_encoder",
+                    options=files.names(FOLDER),
+                    tooltip="A umT5 file in models/text_encoders, such as umt5_xxl_fp8_e4m3fn_scaled.safetensors.",
+                ),
+            ],
+            outputs=[io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(cls, text_encoder) -> io.NodeOutput:
+        return io.NodeOutput(host_clip.load_text_encoder(files.path(FOLDER, text_encoder)))
+
+
+class WanTextEncode(io.ComfyNode):
+    """CONDITIONING of a positive and a negative prompt."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WanTextEncode",
+            display_name="Wan Text Encode",
+            category="Wan/conditioning",
+            description=(
+                "Turns both prompts into conditioning, cleaned as in the official code and cut at 512 tokens. Text is "
+                "literal: parentheses do not weigh words. For weights, use CLIPTextEncode with the same CLIP."
+            ),
+            inputs=[
+                io.Clip.Input("clip", tooltip="umT5, from WanTextEncoderLoader or from CLIPLoader with type wan."),
+                io.String.Input(
+                    "positive",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip="What the clip shows, in English or Chinese: subject, motion, scene, camera, style.",
+                ),
+                io.String.Input(
+                    "negative",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default=NEGATIVE_PROMPT,
+                    tooltip="What the clip must not show. The default is the official one: garish colours, stillness, "
+                    "overexposure, blur, subtitles, deformed hands and faces. Guidance 1 ignores it.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output("positive", display_name="positive"),
+                io.Conditioning.Output("negative", display_name="negative"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip, positive, negative) -> io.NodeOutput:
+        return io.NodeOutput(
+            host_clip.encode_prompt(clip, positive, "positive"), host_clip.encode_prompt(clip, negative, "negative")
+        )
