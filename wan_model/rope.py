@@ -1,0 +1,41 @@
+"""Rotary position embedding over frame, row and column (`rope_params`, `rope_apply` of `wan/modules/model.py`)."""
+
+import torch
+from torch import Tensor
+
+THETA = 10000.0
+
+
+def rope_table(grid: tuple[int, int, int], head_dim: int, device: torch.device | None = None) -> Tensor:
+    """Unit rotations of every token of a (F, H, W) grid: complex64 (F * H * W, head_dim / 2).
+
+    Rows and columns get a third of the pairs each, rounded down, and frames the rest. Angles are float64: at a large
+    position their float32 rounding would be visible in the rotation.
+    """
+    third = 2 * (head_dim // 6)
+    axes = []
+    for length, channels in zip(grid, (head_dim - 2 * third, third, third), strict=True):
+        exponent = torch.arange(0, channels, 2, dtype=torch.float64, device=device) / channels
+        position = torch.arange(length, dtype=torch.float64, device=device)
+        axes.append(torch.outer(position, THETA**-exponent))  # (length, channels / 2)
+    frames, rows, columns = axes
+    f, h, w = grid
+    angles = torch.cat(
+        (
+            frames.view(f, 1, 1, -1).expand(f, h, w, -1),
+            rows.view(1, h, 1, -1).expand(f, h, w, -1),
+            columns.view(1, 1, w, -1).expand(f, h, w, -1),
+        ),
+        dim=-1,
+    ).flatten(0, 2)  # (F * H * W, head_dim / 2)
+    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+
+
+def rotate_(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate the interleaved channel pairs of `x` (B, L, heads * head_dim) by `table` (L, head_dim / 2).
+
+    A float32 `x` is overwritten: one pass in place. Other dtypes are rotated in float32 and rounded once.
+    """
+    heads = x.shape[-1] // (2 * table.shape[-1])
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (heads, -1, 2)))  # (B, L, heads, head_dim / 2)
+    return torch.view_as_real(pairs.mul_(table.unsqueeze(1))).flatten(2).to(x.dtype)  # (B, L, heads * head_dim)
