@@ -1,0 +1,157 @@
+"""How other layouts name the parameters of each model: data, and the one function that follows it.
+
+A table is a tuple of (foreign, official) pairs of module or parameter paths; "#" stands for an index. A pair renames
+whole path components at the start of a name and leaves the rest (`.weight`, `.bias`, a quantisation marker) as it is.
+The official side of None drops a duplicate.
+"""
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+
+Table = tuple[tuple[str, str | None], ...]
+
+
+def rename(names: Iterable[str], table: Table) -> dict[str, str]:
+    """Map each name to its name in the other layout, in order; names that the table does not mention stay.
+
+    Names that the table drops are left out.
+    """
+    renamed = {}
+    for name in names:
+        pattern, target = next(((p, t) for p, t in _compiled(table) if p.match(name)), (None, name))
+        if target is not None:
+            renamed[name] = pattern.sub(target, name) if pattern else name
+    return renamed
+
+
+def inverse(table: Table) -> Table:
+    """The table that maps official names back to the foreign ones."""
+    return tuple((official, foreign) for foreign, official in table if official is not None)
+
+
+@lru_cache
+def _compiled(table: Table) -> list[tuple[re.Pattern, str | None]]:
+    """The pairs as regular expressions and replacement templates."""
+    return [(_pattern(source), None if target is None else _template(target)) for source, target in table]
+
+
+def _pattern(path: str) -> re.Pattern:
+    return re.compile("^" + re.escape(path).replace(r"\#", r"(\d+)") + r"(?=\.|$)")
+
+
+def _template(path: str) -> str:
+    first, *rest = path.split("#")
+    return first + "".join(f"\\g<{index}>{part}" for index, part in enumerate(rest, start=1))
+
+
+UMT5_HF = (  # transformers' UMT5EncoderModel, and ComfyUI's repackaged text encoders
+    ("shared", "token_embedding"),
+    ("encoder.embed_tokens", None),  # the same tensor as `shared`
+    ("encoder.block.#.layer.0.layer_norm", "blocks.#.norm1"),
+    ("encoder.block.#.layer.0.SelfAttention.relative_attention_bias", "blocks.#.pos_embedding.embedding"),
+    ("encoder.block.#.layer.0.SelfAttention", "blocks.#.attn"),
+    ("encoder.block.#.layer.1.layer_norm", "blocks.#.norm2"),
+    ("encoder.block.#.layer.1.DenseReluDense.wi_0", "blocks.#.ffn.gate.0"),
+    ("encoder.block.#.layer.1.DenseReluDense.wi_1", "blocks.#.ffn.fc1"),
+    ("encoder.block.#.layer.1.DenseReluDense.wo", "blocks.#.ffn.fc2"),
+    ("encoder.final_layer_norm", "norm"),
+)
+
+_DIT_BLOCK = (
+    ("scale_shift_table", "modulation"),
+    *(
+        (f"{theirs}.{their_layer}", f"{ours}.{our_layer}")
+        for theirs, ours in (("attn1", "self_attn"), ("attn2", "cross_attn"))
+        for their_layer, our_layer in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"))
+    ),
+    ("attn1", "self_attn"),
+    ("attn2.add_k_proj", "cross_attn.k_img"),
+    ("attn2.add_v_proj", "cross_attn.v_img"),
+    ("attn2.norm_added_k", "cross_attn.norm_k_img"),
+    ("attn2", "cross_attn"),
+    ("norm2", "norm3"),  # diffusers counts the norm before the cross-attention as the second
+    ("norm3", "norm2"),
+    ("ffn.net.0.proj", "ffn.0"),
+    ("ffn.net.2", "ffn.2"),
+    ("proj_in", "before_proj"),
+    ("proj_out", "after_proj"),
+)
+
+DIT_DIFFUSERS = (  # WanTransformer3DModel and WanVACETransformer3DModel
+    ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
+    ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
+    ("condition_embedder.time_proj", "time_projection.1"),
+    ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
+    ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
+    ("condition_embedder.image_embedder.pos_embed", "img_emb.emb_pos"),
+    ("condition_embedder.image_embedder.norm1", "img_emb.proj.0"),
+    ("condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1"),
+    ("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
+    ("condition_embedder.image_embedder.norm2", "img_emb.proj.4"),
+    *(
+        (f"{blocks}.#.{theirs}", f"{blocks}.#.{ours}")
+        for blocks in ("blocks", "vace_blocks")
+        for theirs, ours in _DIT_BLOCK
+    ),
+    ("scale_shift_table", "head.modulation"),
+    ("proj_out", "head.head"),
+)
+
+_RESIDUAL = (
+    ("norm1", "residual.0"),
+    ("conv1", "residual.2"),
+    ("norm2", "residual.3"),
+    ("conv2", "residual.6"),
+    ("conv_shortcut", "shortcut"),
+)
+
+
+def _vae_table(residual_blocks: Table, resamplers: Table) -> Table:
+    """AutoencoderKLWan: the ends and the middle are the same in 2.1 and 2.2, the stages are not."""
+    ends = tuple(
+        (f"{half}.{theirs}", f"{half}.{ours}")
+        for half in ("encoder", "decoder")
+        for theirs, ours in (
+            ("conv_in", "conv1"),
+            ("mid_block.attentions.0", "middle.1"),
+            ("norm_out", "head.0"),
+            ("conv_out", "head.2"),
+        )
+    )
+    middle = tuple(
+        (f"{half}.mid_block.resnets.{i}", f"{half}.middle.{2 * i}") for half in ("encoder", "decoder") for i in range(2)
+    )
+    residuals = tuple(
+        (f"{block}.{theirs}", f"{ours_block}.{ours}")
+        for block, ours_block in (*middle, *residual_blocks)
+        for theirs, ours in _RESIDUAL
+    )
+    return (("quant_conv", "conv1"), ("post_quant_conv", "conv2"), *ends, *residuals, *resamplers)
+
+
+VAE21_DIFFUSERS = _vae_table(
+    residual_blocks=(
+        ("encoder.down_blocks.#", "encoder.downsamples.#"),
+        *(
+            (f"decoder.up_blocks.{stage}.resnets.{i}", f"decoder.upsamples.{4 * stage + i}")
+            for stage in range(4)
+            for i in range(3)
+        ),
+    ),
+    resamplers=(
+        ("encoder.down_blocks.#", "encoder.downsamples.#"),
+        *((f"decoder.up_blocks.{stage}.upsamplers.0", f"decoder.upsamples.{4 * stage + 3}") for stage in range(3)),
+    ),
+)
+
+VAE22_DIFFUSERS = _vae_table(
+    residual_blocks=(
+        ("encoder.down_blocks.#.resnets.#", "encoder.downsamples.#.downsamples.#"),
+        ("decoder.up_blocks.#.resnets.#", "decoder.upsamples.#.upsamples.#"),
+    ),
+    resamplers=(
+        ("encoder.down_blocks.#.downsampler", "encoder.downsamples.#.downsamples.2"),
+        ("decoder.up_blocks.#.upsampler", "decoder.upsamples.#.upsamples.3"),
+    ),
+)
