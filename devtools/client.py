@@ -7,6 +7,8 @@ from pathlib import Path
 
 import aiohttp
 
+EventHandler = Callable[[str, dict], None]
+
 
 class PromptError(Exception):
     """The server refused a prompt or a node of it failed; the message names the node and what it said."""
@@ -50,7 +52,7 @@ class Client:
         async with aiohttp.ClientSession() as session, session.request(method, self.url + path, **payload) as reply:
             return await reply.json()
 
-    async def _run(self, prompt: dict, on_event: Callable[[str, dict], None] | None) -> str:
+    async def _run(self, prompt: dict, on_event: EventHandler | None) -> str:
         address = f"{self.url}/ws?clientId={self._id}"
         async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as events:
             payload = {"prompt": prompt, "client_id": self._id}

@@ -78,7 +78,7 @@ class Environment:
             return
         stamp.unlink(missing_ok=True)
         run_step(
-            f"Packages of the {group}",
+            f"Packages: {group}",
             [self.python, "-m", "pip", "install", "--disable-pip-version-check", *options, *requirements],
             "Check the network and the free disk space, then run this again: what is installed is kept.",
         )

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from .environment import SetupError
+from .environment import SetupError, step
 
 ADDRESS = "127.0.0.1"
 
@@ -60,7 +60,8 @@ class Server:
                 self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
             )
         try:
-            self._wait_until_ready()
+            with step("ComfyUI server"):
+                self._wait_until_ready()
         except BaseException:  # whatever ends the wait, Ctrl-C included, must not leave the process behind
             self._stop()
             raise

@@ -30,6 +30,7 @@ def register(name: str, folder: Path) -> ModuleType:
 
 
 register("wan_model", ROOT)
+register("tiny", ROOT)
 register("devtools", ROOT)
 recipe = register("recipe", GOLDEN)
 

@@ -1,0 +1,124 @@
+"""Runs one of the example workflows with the demo checkpoints on a server of its own, and reports the video.
+
+`dev.py demo` starts this with the environment's Python.
+"""
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import torch
+
+from tiny import random_weights
+
+from .client import Client, PromptError
+from .environment import ROOT, SetupError, step
+from .server import Server
+from .workflow import to_prompt
+
+WORKFLOWS = ROOT / "workflows"
+
+# What a run with the demo checkpoints changes in a workflow made for the real ones.
+DEMO_FILES = {real: tiny.name for tiny in random_weights.FILES for real in tiny.stands_in_for}
+DEMO_VALUES = {"width": 128, "height": 96, "length": 17, "steps": 4}
+PROMPT_INPUT = "positive"  # of WanTextEncode
+
+log = logging.getLogger("dev")
+
+
+def load_workflow(name: str) -> dict:
+    """The example workflow `name`, in the editor's format."""
+    path = WORKFLOWS / f"{name}.json"
+    if not path.exists():
+        names = ", ".join(sorted(file.stem for file in WORKFLOWS.glob("*.json")))
+        raise SetupError(f"There is no workflow {name!r}: choose one of {names}.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def adapt(prompt: dict, text: str | None) -> dict:
+    """`prompt` with the demo checkpoints, a size that a CPU manages in seconds, and `text` as its prompt if given."""
+    adapted = json.loads(json.dumps(prompt))
+    for node in adapted.values():
+        inputs = node["inputs"]
+        for name, value in inputs.items():
+            if isinstance(value, str):
+                inputs[name] = DEMO_FILES.get(value, value)
+            elif name in DEMO_VALUES and not isinstance(value, list):
+                inputs[name] = DEMO_VALUES[name]
+        if text is not None and isinstance(inputs.get(PROMPT_INPUT), str):
+            inputs[PROMPT_INPUT] = text
+    return adapted
+
+
+def reporter(prompt: dict) -> Callable[[str, dict], None]:
+    """Event handler that logs each node as it begins and its steps as they pass."""
+    start = time.monotonic()
+
+    def report(event: str, data: dict) -> None:
+        elapsed = time.monotonic() - start
+        if event == "executing" and data["node"] in prompt:
+            log.info("  %5.1f s  %s", elapsed, prompt[data["node"]]["_meta"]["title"])
+        elif event == "progress":
+            log.info("  %5.1f s    %d of %d", elapsed, data["value"], data["max"])
+
+    return report
+
+
+def describe(video: Path) -> str:
+    """Path, size, frame count and duration of `video`, counted by decoding it."""
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        frames = sum(1 for _ in container.decode(stream))
+        rate = stream.average_rate
+    return (
+        f"{video}: {stream.width}x{stream.height}, {frames} frames, {float(frames / rate):.2f} s at {float(rate):g} fps"
+    )
+
+
+def run(comfyui: Path, base: Path, workflow: dict, text: str | None) -> list[Path]:
+    """Run `workflow` on a server of the host `comfyui` with the files under `base`; return the files it wrote."""
+    with step("Demo checkpoints (random weights: the video will be noise)"):
+        random_weights.write(base / "models")
+    cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    with Server(sys.executable, comfyui, base, cpu=cpu) as server:
+        client = Client(server.url)
+        prompt = adapt(to_prompt(workflow, client.get("/object_info")), text)
+        files = client.run(prompt, reporter(prompt))
+    return [base / file["type"] / file["subfolder"] / file["filename"] for file in files]
+
+
+def main() -> int:
+    """Run the demo and return its exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--comfyui", type=Path, required=True)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--workflow", required=True)
+    parser.add_argument("--prompt")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the blocks that stop the server
+    try:
+        videos = run(options.comfyui, options.base, load_workflow(options.workflow), options.prompt)
+    except (SetupError, PromptError, ValueError, TimeoutError) as error:
+        log.error("The demo failed. %s", error)
+        return 1
+    except KeyboardInterrupt:
+        log.error("Stopped.")
+        return 130
+    videos = [path for path in videos if path.suffix == ".mp4"]
+    if not videos:
+        log.error("The demo failed. The workflow %s wrote no mp4.", options.workflow)
+        return 1
+    for video in videos:
+        log.info("%s", describe(video))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""Writes tiny checkpoints with random weights, in the exact layout of the real files.
+
+They load and run everywhere a real checkpoint does, in seconds on a CPU, and make noise instead of a picture: for tests
+and for a first run. Names and shapes are those of the full-size checkpoints (`tests/golden/checkpoints.json.gz`) with
+each width replaced and most blocks left out; a weight's value depends on nothing but its name.
+
+    python tiny/random_weights.py MODELS    writes into MODELS/diffusion_models, MODELS/vae and MODELS/text_encoders
+"""
+
+import gzip
+import importlib.util
+import io
+import json
+import logging
+import math
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import sentencepiece
+import torch
+from safetensors.torch import save_file
+
+GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
+
+TEXT_DIM = 128
+HEAD = 128  # channels of one attention head, the same in every Wan DiT
+SPIECE = "spiece_model"  # the tensor of a repackaged text encoder that holds its tokenizer
+
+# What the tokenizer learns its pieces from; anything else is spelled in bytes.
+CORPUS = """
+A small cat walks on green grass in the morning light. A red ball rolls down the hill and the camera follows it slowly.
+Two dogs run along the beach while waves break behind them. The sun sets over the sea; the sky turns orange and purple.
+A woman in a yellow coat opens an umbrella in the rain. Snow falls on a quiet street, close-up, cinematic, soft light.
+A boat drifts across the lake as clouds move over the mountains. An old man reads a book by the window at night.
+Bright colors, overexposed, static, blurred details, subtitles, style, works, paintings, images, worst quality.
+\u4e00\u53ea\u5c0f\u732b\u5728\u8349\u5730\u4e0a\u8d70\uff0c\u9633\u5149\u5f88\u597d\u3002
+\u7ea2\u8272\u7684\u7403\u4ece\u5c71\u4e0a\u6eda\u4e0b\u6765\uff0c\u955c\u5934\u6162\u6162\u8ddf\u7740\u5b83\u3002
+\u8272\u8c03\u8273\u4e3d\uff0c\u8fc7\u66dd\uff0c\u9759\u6001\uff0c\u7ec6\u8282\u6a21\u7cca\u4e0d\u6e05\uff0c\u5b57\u5e55\u3002
+"""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One file: where it goes, which real files it stands in for, and how its shapes follow from a full-size checkpoint.
+
+    widths: full-size dimension to tiny one, for every axis of every parameter; multiples of a width (fused projections)
+    are written out. layers: how many of each stack of blocks remain, by the prefix of the stack; others remain whole.
+    """
+
+    name: str
+    folder: str
+    stands_in_for: tuple[str, ...]
+    layout: str
+    widths: dict[int, int]
+    layers: dict[str, int] = field(default_factory=dict)
+    tokenizer: bool = False
+
+
+def _dit(name: str, stands_in_for: tuple[str, ...], layout: str, dim: int, ffn_dim: int) -> Tiny:
+    """A DiT with two blocks of two heads."""
+    width = 2 * HEAD
+    widths = {dim: width, 6 * dim: 6 * width, ffn_dim: 2 * width, 4096: TEXT_DIM}
+    return Tiny(name, "diffusion_models", stands_in_for, layout, widths, {"blocks": 2})
+
+
+def _vae(name: str, stands_in_for: tuple[str, ...], layout: str, dims: dict[int, int]) -> Tiny:
+    """A VAE with each of the base widths `dims` and its multiples replaced."""
+    widths = {factor * full: factor * small for full, small in dims.items() for factor in (1, 2, 4, 8, 12)}
+    return Tiny(name, "vae", stands_in_for, layout, widths)
+
+
+FILES = (
+    _dit(
+        "tiny_random_wan2.1_t2v.safetensors",
+        ("wan2.1_t2v_1.3B_fp16.safetensors", "wan2.1_t2v_1.3B_bf16.safetensors"),
+        "official/wan2.1_t2v_1.3B",
+        dim=1536,
+        ffn_dim=8960,
+    ),
+    _vae("tiny_random_wan2.1_vae.safetensors", ("wan_2.1_vae.safetensors",), "official/wan2.1_vae", {96: 16}),
+    Tiny(
+        "tiny_random_umt5.safetensors",
+        "text_encoders",
+        ("umt5_xxl_fp16.safetensors", "umt5_xxl_fp8_e4m3fn_scaled.safetensors"),
+        "hf/umt5_xxl_encoder",
+        widths={4096: TEXT_DIM, 10240: 2 * TEXT_DIM, 64: 2},  # two heads of 64
+        layers={"encoder.block": 2},
+        tokenizer=True,
+    ),
+)
+
+
+def shapes(tiny: Tiny) -> dict[str, list[int]]:
+    """Parameter names and shapes of the file `tiny`, the vocabulary of a text encoder still at full size."""
+    with gzip.open(GOLDEN / "checkpoints.json.gz") as file:
+        full = json.load(file)[tiny.layout]
+    return {
+        name: [tiny.widths.get(size, size) for size in shape]
+        for name, shape in full.items()
+        if _kept(name, tiny.layers)
+    }
+
+
+def _kept(name: str, layers: dict[str, int]) -> bool:
+    """Whether a parameter is outside the stacks that are cut short, or in one of their first blocks."""
+    return all(
+        (match := re.match(rf"{re.escape(stack)}\.(\d+)\.", name)) is None or int(match[1]) < count
+        for stack, count in layers.items()
+    )
+
+
+def state_dict(tiny: Tiny) -> dict[str, torch.Tensor]:
+    """The tensors of the file `tiny`, the same on every machine."""
+    parameters, extra = shapes(tiny), {}
+    if tiny.tokenizer:
+        model = train_tokenizer()
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
+        extra[SPIECE] = torch.frombuffer(bytearray(model), dtype=torch.uint8)
+        parameters = {
+            name: [pieces, shape[1]] if name == "shared.weight" else shape
+            for name, shape in parameters.items()
+            if name != "encoder.embed_tokens.weight"  # the same tensor again, which repackaged files leave out
+        }
+    return _recipe().state_dict(parameters) | extra
+
+
+def train_tokenizer() -> bytes:
+    """A SentencePiece unigram model with T5's special ids (pad 0, end 1, unknown 2); it spells any text in bytes."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS.strip().splitlines()),
+        model_writer=model,
+        vocab_size=480,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        character_coverage=0.98,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def _recipe() -> ModuleType:
+    """The golden cases' way from a parameter's name to its value."""
+    spec = importlib.util.spec_from_file_location("golden_recipe", GOLDEN / "recipe.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write(models: Path) -> list[Path]:
+    """Write the files that are not there yet into the folders of `models`; return the paths of all."""
+    paths = []
+    for tiny in FILES:
+        path = models / tiny.folder / tiny.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            partial = path.with_suffix(".partial")
+            save_file(state_dict(tiny), partial, metadata={"note": "random weights, for tests"})
+            partial.replace(path)
+        paths.append(path)
+    return paths
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    for written in write(Path(sys.argv[1])):
+        logging.info("%s (%d KB)", written, math.ceil(written.stat().st_size / 1000))
