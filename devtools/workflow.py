@@ -23,9 +23,7 @@ def to_prompt(workflow: dict, object_info: dict) -> dict:
         if node["type"] in NOTES or node["type"] == "Reroute" or node.get("mode") in (MUTED, BYPASSED):
             continue
         if node["type"] not in object_info:
-            raise ValueError(
-                f"Node {node['id']} is a {node['type']}, which this server does not have: install its pack."
-            )
+            raise ValueError(f"The server has no node {node['type']} (node {node['id']}): install the pack it is from.")
         inputs = _widget_inputs(node, object_info[node["type"]]["input"])
         for slot in node.get("inputs", []):
             if slot.get("link") is not None:

@@ -44,7 +44,7 @@ Bright colors, overexposed, static, blurred details, subtitles, style, works, pa
 
 @dataclass(frozen=True)
 class Tiny:
-    """One file: where it goes, which real files it stands in for, and how its shapes follow from a full-size checkpoint.
+    """One file: where it goes, which real files it stands in for, and how its shapes follow from a full-size one's.
 
     widths: full-size dimension to tiny one, for every axis of every parameter; multiples of a width (fused projections)
     are written out. layers: how many of each stack of blocks remain, by the prefix of the stack; others remain whole.
