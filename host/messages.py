@@ -1,0 +1,21 @@
+"""Words for the person at the graph."""
+
+import logging
+
+import server
+
+from ..wan_model.configs import LATENT_STATS
+
+
+def say(node_id: str, text: str) -> None:
+    """Shows `text` on the node `node_id` in the editor and writes it to the log."""
+    logging.info("%s", text)
+    instance = getattr(server.PromptServer, "instance", None)  # absent where nodes run without a server
+    if instance is not None:
+        instance.send_progress_text(text, node_id)
+
+
+def latents(channels: int) -> str:
+    """What latents of so many channels are called in a sentence."""
+    stats = LATENT_STATS.get(channels)
+    return f"{channels}-channel latents" + (f" ({stats.family})" if stats else "")

@@ -1,0 +1,99 @@
+"""MODEL: our DiT inside the host's Wan model classes and a real ModelPatcher.
+
+The host's classes stay in charge of what conditionings mean (concat latents, masks, VACE frames, held frames), so its
+own Wan nodes, samplers, LoRA loader and offloading work on our model as on its own.
+"""
+
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models
+import comfy.utils
+import torch
+
+from ..wan_model import checkpoint, dit_config
+from .dit import HostDiT
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def host_class(base):
+    """The host's model class `base` with our DiT in the place of the host's."""
+
+    class HostModel(base):
+        """A Wan model of the host around `HostDiT`."""
+
+        def __init__(self, model_config, config):
+            def unet_model(*, device, operations, dtype, **_):
+                return HostDiT(config, ops=operations, dtype=dtype, device=device)
+
+            comfy.model_base.BaseModel.__init__(
+                self, model_config, comfy.model_base.ModelType.FLOW, unet_model=unet_model
+            )
+            self.image_to_video = config.in_dim > config.out_dim or config.variant == "ti2v"
+
+    return HostModel
+
+
+Wan21 = host_class(comfy.model_base.WAN21)
+CLASSES = {  # variant -> the model class and the host's configuration of it
+    "t2v": (Wan21, comfy.supported_models.WAN21_T2V),
+    "i2v": (Wan21, comfy.supported_models.WAN21_I2V),
+    "flf2v": (Wan21, comfy.supported_models.WAN21_I2V),
+    "i2v_a14b": (Wan21, comfy.supported_models.WAN21_I2V),
+    "vace": (host_class(comfy.model_base.WAN21_Vace), comfy.supported_models.WAN21_Vace),
+    "ti2v": (host_class(comfy.model_base.WAN22), comfy.supported_models.WAN22_T2V),
+}
+
+
+def load(path: str, dtype: str = "auto") -> comfy.model_patcher.ModelPatcher:
+    """The MODEL of a Wan diffusion file.
+
+    dtype: a key of `DTYPES`, or "auto" for what the host chooses from the file's dtype and the device.
+    Raises ValueError for a file that holds no Wan DiT.
+    """
+    state_dict, _, _ = checkpoint.load(path)
+    patcher = build(state_dict, dtype)
+    patcher.cached_patcher_init = (load, (path, dtype))  # how a newer host makes a second copy for another device
+    return patcher
+
+
+def build(state_dict: dict, dtype: str = "auto") -> comfy.model_patcher.ModelPatcher:
+    """The MODEL of weights in official names; arguments and errors as in `load`."""
+    config = dit_config(state_dict)
+    model_class, host_config = CLASSES[config.variant]
+    model_config = host_config(host_sizes(config))
+    device = comfy.model_management.get_torch_device()
+    supported = list(model_config.supported_inference_dtypes)
+    weights = DTYPES.get(dtype) or comfy.model_management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(state_dict),
+        supported_dtypes=supported,
+        weight_dtype=comfy.utils.weight_dtype(state_dict),
+    )
+    model_config.set_inference_dtype(weights, comfy.model_management.unet_manual_cast(weights, device, supported))
+    model = model_class(model_config, config)
+
+    # Looked up late: a newer host rebinds it to its dynamic patcher, which takes the file's own tensors.
+    patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    offload_device = comfy.model_management.unet_offload_device()
+    patcher = patcher_class(model, load_device=device, offload_device=offload_device)
+    model.to(offload_device)
+    assign = {"assign": True} if getattr(patcher, "is_dynamic", bool)() else {}
+    model.diffusion_model.load_state_dict(state_dict, **assign)
+    return patcher
+
+
+def host_sizes(config) -> dict:
+    """What the host's own code reads from a Wan model's configuration."""
+    return {
+        "image_model": "wan2.1",
+        "model_type": {"vace": "vace", "t2v": "t2v", "ti2v": "t2v"}.get(config.variant, "i2v"),
+        "dim": config.dim,
+        "ffn_dim": config.ffn_dim,
+        "num_heads": config.heads,
+        "num_layers": config.layers,
+        "in_dim": config.in_dim,
+        "out_dim": config.out_dim,
+        "text_dim": config.text_dim,
+        "patch_size": (1, 2, 2),
+    }

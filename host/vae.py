@@ -1,0 +1,240 @@
+"""VAE: our streaming VAE as a VAE of the host.
+
+The host's own nodes call it as any other VAE; the pack's nodes call the same object with tile settings. Frames come out
+of the device as they are decoded, so device memory follows one step and not the clip.
+"""
+
+import logging
+from collections.abc import Iterator
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.utils
+import torch
+
+from ..wan_model import checkpoint, geometry
+from ..wan_model.configs import TIME_STRIDE
+from ..wan_model.vae import fit_decode, fit_encode, make_vae, plan_decode, plan_encode, vae_config
+from .messages import latents
+from .model import DTYPES
+
+WORKING_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+AUTO = (0, 0)  # tile: chosen from the free memory
+
+
+def load(path: str, decode_dtype: str = "auto", encode_dtype: str = "auto") -> "HostVAE":
+    """The VAE of a Wan VAE file.
+
+    decode_dtype, encode_dtype: keys of `DTYPES`, or "auto": the host's choice for decoding, float32 for encoding, since
+    an encoder of lower precision shifts colours. Raises ValueError for a file that holds no Wan VAE.
+    """
+    state_dict, _, _ = checkpoint.load(path)
+    return HostVAE(state_dict, DTYPES.get(decode_dtype), DTYPES.get(encode_dtype))
+
+
+class HostVAE(comfy.sd.VAE):
+    """A host VAE around `WanVAE`.
+
+    It sets what the host's VAE class sets and replaces whatever runs the network; the host's constructor is not called,
+    since it only knows the host's own networks.
+    """
+
+    def __init__(self, state_dict, decode_dtype=None, encode_dtype=None):
+        config = vae_config(state_dict)
+        stride = config.stride
+        self.config = config
+        self.device = comfy.model_management.vae_device()
+        self.output_device = comfy.model_management.intermediate_device()
+        self.vae_dtype = decode_dtype or comfy.model_management.vae_dtype(self.device, WORKING_DTYPES)
+        self.encode_dtype = encode_dtype or torch.float32
+        self.working_dtypes = WORKING_DTYPES
+        self.size = None
+
+        self.latent_channels, self.latent_dim, self.output_channels = config.latent_channels, 3, 3
+        self.downscale_ratio = (lambda frames: max(0, geometry.latent_frames(frames)), stride, stride)
+        self.upscale_ratio = (lambda latents: max(0, geometry.video_frames(latents)), stride, stride)
+        self.downscale_index_formula = self.upscale_index_formula = (TIME_STRIDE, stride, stride)
+        self.not_video = self.disable_offload = self.handles_tiling = False
+        self.crop_input = True
+        self.extra_1d_channel = self.pad_channel_value = self.format_encoded = None
+        self.process_input = lambda image: image * 2 - 1
+        self.process_output = lambda image: image.add_(1).div_(2).clamp_(0, 1)
+        self.memory_used_decode = lambda shape, dtype: plan_decode(config, shape, None, dtype.itemsize).peak_bytes
+        self.memory_used_encode = lambda shape, dtype: plan_encode(config, shape, None, dtype.itemsize).peak_bytes
+
+        self.first_stage_model = self.build(state_dict)
+        self.patcher = self.make_patcher(state_dict)
+
+    def build(self, state_dict):
+        """The empty network, each half in its own dtype."""
+        vae = make_vae(self.config, ops=comfy.ops.manual_cast, dtype=self.vae_dtype, device=None)
+        vae.encoder.to(self.encode_dtype)
+        vae.conv1.to(self.encode_dtype)  # the encoder's last convolution; conv2 is the decoder's first
+        return vae.eval().requires_grad_(False)
+
+    def make_patcher(self, state_dict):
+        """The host's patcher around the network, with the weights in it."""
+        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        offload_device = comfy.model_management.vae_offload_device()
+        patcher = patcher_class(self.first_stage_model, load_device=self.device, offload_device=offload_device)
+        assign = {"assign": True} if getattr(patcher, "is_dynamic", bool)() else {}
+        self.first_stage_model.load_state_dict(state_dict, **assign)
+        return patcher
+
+    def vae_output_dtype(self):
+        """The dtype of the host's images."""
+        return getattr(comfy.model_management, "intermediate_dtype", lambda: torch.float32)()
+
+    # What the host's nodes call
+
+    def decode(self, samples_in, vae_options=None, tile=AUTO):
+        """Latent (B, C, T, h, w) to images (B, frames, H, W, 3) in [0, 1] on the host's intermediate device.
+
+        tile: (height, width) in pixels; 0 stands for the whole frame along that side, `AUTO` for what fits in the
+        free memory.
+        Raises ValueError for latents of another family or with NaN or infinite values.
+        """
+        check_latent(self, samples_in)
+        batch, _, latents, height, width = samples_in.shape
+        stride, frames = self.config.stride, geometry.video_frames(latents)
+        shape = (batch, frames, height * stride, width * stride, 3)
+        out = torch.empty(shape, device=self.output_device, dtype=self.vae_output_dtype())
+        done = 0
+        for chunk in self.decode_chunks(samples_in, tile):
+            out[:, done : done + chunk.shape[1]] = chunk
+            done += chunk.shape[1]
+        return out
+
+    def decode_tiled(self, samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
+        """`decode` in tiles of latent pixels. Overlaps and time tiles are not read: halos are exact, time streams."""
+        stride = self.config.stride
+        return self.decode(samples, tile=((tile_y or 0) * stride, (tile_x or 0) * stride))
+
+    def encode(self, pixel_samples, tile=AUTO):
+        """Images (T, H, W, 3) or (B, T, H, W, 3) in [0, 1] to a latent (B, C, t, h, w); tile as in `decode`.
+
+        Frames beyond the last 4n+1 are left out; sides are cropped about the centre to whole latent pixels.
+        """
+        pixels = self.vae_encode_crop_pixels(pixel_samples)
+        pixels = pixels.unsqueeze(0) if pixels.ndim == 4 else pixels
+        frames = geometry.snap_length(pixels.shape[1])
+        if frames != pixels.shape[1]:
+            logging.info("Encoding %d of %d frames: a Wan clip has 4n+1.", frames, pixels.shape[1])
+        video = pixels[:, :frames, ..., :3].permute(0, 4, 1, 2, 3)  # (B, 3, T, H, W)
+        chunks = video.split([1] + [TIME_STRIDE] * (frames // TIME_STRIDE), dim=2)
+        return torch.cat(list(self.encode_chunks(chunks, video.shape, tile)), dim=2)
+
+    def encode_tiled(self, pixel_samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
+        """`encode` in tiles of pixels."""
+        return self.encode(pixel_samples, tile=(tile_y or 0, tile_x or 0))
+
+    # Streams
+
+    def decode_chunks(self, samples, tile=AUTO) -> Iterator[torch.Tensor]:
+        """Images (B, 1 or 4, H, W, 3) over time, off the device; arguments as in `decode`."""
+        shape = tuple(samples.shape)
+        tile = self.prepare(shape, tile, self.vae_dtype, plan_decode, fit_decode)
+        progress = StepProgress()
+        stream = self.first_stage_model.decode_stream(
+            samples.to(device=self.device, dtype=self.vae_dtype), tile=tile, park=park_device(self), on_step=progress
+        )
+        for chunk in resumed(stream):
+            image = self.process_output(chunk.to(device=self.output_device, dtype=self.vae_output_dtype(), copy=True))
+            yield image.permute(0, 2, 3, 4, 1)
+
+    def encode_chunks(self, chunks, shape, tile=AUTO) -> Iterator[torch.Tensor]:
+        """Latents (B, C, 1, h, w) over time of `chunks` (B, 3, t, H, W) in [0, 1], whose whole is of `shape`."""
+        tile = self.prepare(shape, tile, self.encode_dtype, plan_encode, fit_encode)
+        placed = (self.process_input(chunk).to(device=self.device, dtype=self.encode_dtype) for chunk in chunks)
+        stream = self.first_stage_model.encode_stream(placed, tile=tile, park=park_device(self), on_step=StepProgress())
+        for latent in resumed(stream):
+            yield latent.to(device=self.output_device, dtype=self.vae_output_dtype())
+
+    def prepare(self, shape, tile, dtype, plan, fit):
+        """Loads the VAE on its device with room for the work; returns the tile to work in, None for whole frames."""
+        tile = None if tile == AUTO else whole_sides(tile, shape, plan is plan_decode, self.config)
+        needed = plan(self.config, shape, tile, dtype.itemsize)
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=needed.peak_bytes)
+        if tile is None:
+            free = comfy.model_management.get_free_memory(self.device)
+            tile = fit(self.config, shape, free, dtype.itemsize)
+            needed = plan(self.config, shape, tile, dtype.itemsize)
+        logging.info("Wan VAE: %s", needed)
+        return tile
+
+
+def resumed(stream) -> Iterator[torch.Tensor]:
+    """The items of `stream`; where memory runs out, it goes on from the same place in smaller tiles."""
+    while True:
+        try:
+            item = next(stream)
+        except StopIteration:
+            return
+        except comfy.model_management.OOM_EXCEPTION:
+            item = None  # handled outside: the exception holds on to every tensor of the failed step
+        if item is None:
+            logging.warning("Out of memory in the Wan VAE: going on in smaller tiles from where it stopped.")
+            comfy.model_management.soft_empty_cache()
+            stream.split()
+        else:
+            yield item
+
+
+class StepProgress:
+    """`on_step` of a stream: the host's progress bar and cancel."""
+
+    def __init__(self):
+        self.bar = None
+
+    def __call__(self, done: int, total: int):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if self.bar is None:
+            self.bar = comfy.utils.ProgressBar(total)
+        self.bar.update_absolute(done, total)
+
+
+def park_device(vae) -> torch.device:
+    """Where the caches of tiles that wait for their turn are kept."""
+    return comfy.model_management.vae_offload_device()
+
+
+def whole_sides(tile, shape, latent: bool, config) -> tuple[int, int]:
+    """`tile` with its zeros replaced by the frame's size in pixels; `shape` is of a latent or of a video."""
+    scale = config.stride if latent else 1
+    return tile[0] or shape[-2] * scale, tile[1] or shape[-1] * scale
+
+
+def latent_shape(vae, batch: int, frames: int, height: int, width: int) -> tuple[int, int, int, int, int]:
+    """Shape of the latent of a clip, for any video VAE of the host.
+
+    Raises ValueError for a VAE that is not a Wan VAE.
+    """
+    channels, stride = vae.latent_channels, vae.spacial_compression_decode()
+    if vae.latent_dim != 3 or channels not in (16, 48):
+        raise ValueError(
+            f"This VAE makes latents of {channels} channels, Wan has 16 (2.1 and A14B) or 48 (2.2 5B): load a Wan VAE "
+            "in WanVAELoader."
+        )
+    return batch, channels, geometry.latent_frames(frames), height // stride, width // stride
+
+
+def check_latent(vae, samples: torch.Tensor) -> None:
+    """Raises ValueError where `samples` are no latents of this VAE, or hold NaN or infinite values."""
+    if samples.ndim != 5:
+        raise ValueError(
+            f"This latent has {samples.ndim} dimensions, a Wan clip has 5 (batch, channels, frames, height, width): "
+            "connect a latent from WanSampler or WanVAEEncode."
+        )
+    if samples.shape[1] != vae.latent_channels:
+        raise ValueError(
+            f"The VAE decodes {latents(vae.latent_channels)} and was given {latents(samples.shape[1])}: load the VAE "
+            "of the model's family in WanVAELoader."
+        )
+    bad = ~samples.isfinite().transpose(1, 2).flatten(2).all(dim=2).all(dim=0)  # (T,)
+    if bad.any():
+        raise ValueError(
+            f"Latent frame {int(bad.nonzero()[0])} of {samples.shape[2]} holds NaN or infinite values: sample again "
+            "with another attention backend or weight_dtype float32 or bfloat16."
+        )

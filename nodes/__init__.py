@@ -1,0 +1,25 @@
+"""The pack's nodes: one file per stage of the graph."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .latent import WanEmptyLatent
+from .loaders import WanModelLoader, WanVAELoader
+from .sampler import WanSampler
+from .text import WanTextEncode, WanTextEncoderLoader
+from .vae import WanVAEDecode, WanVAEEncode
+
+
+class WanExtension(ComfyExtension):
+    """What the host asks for the list of node classes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            WanModelLoader,
+            WanVAELoader,
+            WanTextEncoderLoader,
+            WanTextEncode,
+            WanEmptyLatent,
+            WanSampler,
+            WanVAEEncode,
+            WanVAEDecode,
+        ]

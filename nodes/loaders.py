@@ -1,0 +1,95 @@
+"""The model and the VAE, from a file of the host's model folders."""
+
+from comfy_api.latest import io
+
+from ..host import files
+from ..host import model as host_model
+from ..host import vae as host_vae
+from ..wan_model import checkpoint
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def validate(folder: str, name: str, kinds: tuple[str, ...], node: str):
+    """True, or the sentence that the editor shows when `name` is no file of one of `kinds`; reads the header only."""
+    try:
+        checkpoint.expect(files.path(folder, name), kinds, node)
+    except ValueError as error:
+        return str(error)
+    return True
+
+
+class WanModelLoader(io.ComfyNode):
+    """MODEL: the DiT of any Wan model, recognised from its file."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WanModelLoader",
+            display_name="Wan Model Loader",
+            category="Wan/loaders",
+            description="Loads a Wan diffusion model. What it is (size, text or image to video) is read from the file.",
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=files.names("diffusion_models"),
+                    tooltip="A Wan file in models/diffusion_models, official or repackaged for ComfyUI.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=DTYPES,
+                    default="auto",
+                    tooltip="Number format of the weights. auto keeps the file's where the device computes in it.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model_name):
+        return validate("diffusion_models", model_name, checkpoint.DIT, "WanModelLoader")
+
+    @classmethod
+    def execute(cls, model_name, weight_dtype) -> io.NodeOutput:
+        return io.NodeOutput(host_model.load(files.path("diffusion_models", model_name), weight_dtype))
+
+
+class WanVAELoader(io.ComfyNode):
+    """VAE: the Wan 2.1 or 2.2 video VAE."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WanVAELoader",
+            display_name="Wan VAE Loader",
+            category="Wan/loaders",
+            description="Loads a Wan video VAE: 2.1 (16 channels, also for A14B) or 2.2 (48 channels, for the 5B).",
+            inputs=[
+                io.Combo.Input(
+                    "vae_name",
+                    options=files.names("vae"),
+                    tooltip="A Wan VAE file in models/vae.",
+                ),
+                io.Combo.Input(
+                    "decode_dtype",
+                    options=DTYPES,
+                    default="auto",
+                    tooltip="Precision of decoding. auto is bfloat16 where the device has it: safe for decoding.",
+                ),
+                io.Combo.Input(
+                    "encode_dtype",
+                    options=DTYPES,
+                    default="auto",
+                    tooltip="Precision of encoding. auto is float32: lower ones let the colours of start images drift.",
+                ),
+            ],
+            outputs=[io.Vae.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, vae_name):
+        return validate("vae", vae_name, checkpoint.VAE, "WanVAELoader")
+
+    @classmethod
+    def execute(cls, vae_name, decode_dtype, encode_dtype) -> io.NodeOutput:
+        return io.NodeOutput(host_vae.load(files.path("vae", vae_name), decode_dtype, encode_dtype))

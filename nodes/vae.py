@@ -1,0 +1,61 @@
+"""Between pictures and latents."""
+
+from comfy_api.latest import io
+
+from ..host import vae as host_vae
+
+
+def tile_inputs() -> list[io.Int.Input]:
+    """The two tile widgets of every node that runs the VAE."""
+    tip = "{} of a tile in pixels. 0 in both: as large as the free memory allows. Tiles leave no seams."
+    return [
+        io.Int.Input("tile_width", default=0, min=0, max=8192, step=16, tooltip=tip.format("Width")),
+        io.Int.Input("tile_height", default=0, min=0, max=8192, step=16, tooltip=tip.format("Height")),
+    ]
+
+
+class WanVAEDecode(io.ComfyNode):
+    """IMAGE: every frame of a latent clip."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WanVAEDecode",
+            display_name="Wan VAE Decode",
+            category="Wan/vae",
+            description="Decodes a latent clip to images, one latent frame at a time, in tiles where memory is short.",
+            inputs=[
+                io.Vae.Input("vae", tooltip="From WanVAELoader."),
+                io.Latent.Input("samples", tooltip="The latent clip."),
+                *tile_inputs(),
+            ],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def execute(cls, vae, samples, tile_width, tile_height) -> io.NodeOutput:
+        frames = host_vae.decode(vae, samples["samples"], host_vae.tile_choice(tile_height, tile_width))
+        return io.NodeOutput(frames.flatten(0, 1))  # (B, T, H, W, 3) -> (B * T, H, W, 3)
+
+
+class WanVAEEncode(io.ComfyNode):
+    """LATENT of a clip of images."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WanVAEEncode",
+            display_name="Wan VAE Encode",
+            category="Wan/vae",
+            description="Encodes images as one clip. Frames beyond the last 4n+1 are left out, sides are cropped.",
+            inputs=[
+                io.Vae.Input("vae", tooltip="From WanVAELoader."),
+                io.Image.Input("images", tooltip="The frames of one clip, in order."),
+                *tile_inputs(),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, vae, images, tile_width, tile_height) -> io.NodeOutput:
+        return io.NodeOutput({"samples": host_vae.encode(vae, images, host_vae.tile_choice(tile_height, tile_width))})

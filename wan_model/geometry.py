@@ -1,0 +1,43 @@
+"""Sizes of clips and latents in Python integers."""
+
+from .configs import TIME_STRIDE
+
+SIDE_STEP = 16  # pixels: one DiT token of the 2.1 VAE, one latent pixel of the 2.2 VAE
+MAX_SIDE = 8192  # pixels
+MAX_LENGTH = 16385  # frames, 17 minutes at 16 a second
+
+
+def latent_frames(frames: int) -> int:
+    """Latent frames of a clip of `frames`: the first alone, then one for every four; a remainder is dropped."""
+    return (frames - 1) // TIME_STRIDE + 1
+
+
+def video_frames(latents: int) -> int:
+    """Frames of the clip that `latents` latent frames decode to."""
+    return (latents - 1) * TIME_STRIDE + 1
+
+
+def snap_length(frames: int) -> int:
+    """The longest 4n+1 that is not above `frames`."""
+    return video_frames(latent_frames(frames))
+
+
+def snap_side(pixels: int) -> int:
+    """The largest multiple of 16 that is not above `pixels`."""
+    return pixels // SIDE_STEP * SIDE_STEP
+
+
+def check_side(name: str, pixels: int) -> None:
+    """Raises ValueError for a width or height that no clip has."""
+    if not SIDE_STEP <= pixels <= MAX_SIDE:
+        raise ValueError(
+            f"{name} is {pixels} pixels: choose {SIDE_STEP} to {MAX_SIDE} (832x480 and 1280x720 are usual)."
+        )
+
+
+def check_length(frames: int) -> None:
+    """Raises ValueError for a frame count that no clip has."""
+    if not 1 <= frames <= MAX_LENGTH:
+        raise ValueError(
+            f"length is {frames} frames: choose 1 to {MAX_LENGTH} (81 are 5 seconds at 16 frames a second)."
+        )
