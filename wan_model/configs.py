@@ -42,8 +42,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class LatentStats:
-    """Mean and standard deviation of each latent channel, as the official pipelines normalise: (mu - mean) / std."""
+    """Mean and standard deviation of each latent channel, as the official pipelines normalise: (mu - mean) / std.
 
+    family: the models whose latents these are, as people call them.
+    """
+
+    family: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -51,6 +55,7 @@ class LatentStats:
 # fmt: off
 LATENT_STATS = {
     16: LatentStats(
+        family="Wan 2.1 and 2.2 A14B",
         mean=(
             -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517, -0.3632,
             -0.1922, -0.9497, 0.2503, -0.2921,
@@ -61,6 +66,7 @@ LATENT_STATS = {
         ),
     ),
     48: LatentStats(
+        family="Wan 2.2 5B",
         mean=(
             -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
             0.157, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,

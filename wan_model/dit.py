@@ -70,6 +70,7 @@ class WanDiT(nn.Module):
         vace_context: Tensor | None = None,
         vace_scale: float | Sequence[float] = 1.0,
         attention: Attention = sdpa,
+        cross_attention: Attention | None = None,
         on_block: OnBlock = call_block,
     ) -> Tensor:
         """Velocity `v` (B, out_dim, F, H, W) of the noisy latent `x` (B, C, F, H, W), in the dtype of `x`.
@@ -78,8 +79,8 @@ class WanDiT(nn.Module):
         context: text embeddings (B, L, text_dim), L <= 512. clip_fea: (B, 257 or 514, 1280) for i2v and flf2v.
         y: condition channels (B, 20, F, H, W) of the image-to-video models, appended to `x`; or `x` has them already.
         vace_context: control (B, 96, F, H, W), or several (B, N, 96, F, H, W); vace_scale: their strength, or N of
-        them. attention: runs all attention. on_block: runs each main block. Raises ValueError where these disagree
-        with each other or with the model.
+        them. attention: runs self-attention, and cross-attention where that has no function of its own. on_block: runs
+        each main block. Raises ValueError where these disagree with each other or with the model.
         """
         if y is not None:
             _check_same_size("y", y, x)
@@ -96,7 +97,7 @@ class WanDiT(nn.Module):
             context=self.text_embedding(pad(context, (0, 0, 0, TEXT_LENGTH - context.shape[1]))),
             image_context=None if clip_fea is None else self.img_emb(clip_fea),
             attention=attention,
-            cross_attention=attention,
+            cross_attention=cross_attention or attention,
         )
         controls = [_to_tokens(self.vace_patch_embedding(_pad_to_patch(c))) for c in contexts]
         tokens = self._run_blocks(_to_tokens(self.patch_embedding(x)), inputs, on_block, controls, scales)
@@ -222,7 +223,7 @@ def _read_sizes(state_dict: Mapping[str, Tensor]) -> DiTConfig:
     dim, layers, vace = size("head.modulation", 2), count("blocks."), count("vace_blocks.")
     if dim % HEAD_DIM or (vace and layers % vace):
         raise ValueError(
-            f"This is not a Wan DiT: width {dim} is no multiple of {HEAD_DIM}, or {layers} no multiple of {vace} blocks."
+            f"This is not a Wan DiT: width {dim} is no multiple of {HEAD_DIM}, or {layers} blocks none of {vace}."
         )
     in_dim, out_dim = size("patch_embedding.weight", 1), size("head.head.bias", 0) // PATCH_AREA
     image_tokens = 0
