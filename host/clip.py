@@ -4,7 +4,6 @@ import html
 import inspect
 import logging
 import os
-import re
 from types import SimpleNamespace
 
 import comfy.sd
@@ -15,37 +14,27 @@ import folder_paths
 import ftfy
 import torch
 
+from ..wan_model import layouts
 from ..wan_model.configs import TEXT_LENGTH
+from . import encoder_files
 
 TOKENS = "umt5xxl"  # the host's name for the tokens of its Wan text encoder, at every size
 END = (1, 1.0)  # umT5's end-of-sentence token and its weight
 TOKENIZER_FILES = ("spiece.model", os.path.join("google", "umt5-xxl", "spiece.model"))  # as the official folder lies
 ADVICE = "choose umT5-XXL, such as umt5_xxl_fp8_e4m3fn_scaled.safetensors"
 
-# Names of the official file (wan/modules/t5.py) to those of the host's T5, which are Hugging Face's.
-HOST_NAMES = (
-    (r"token_embedding\.", "shared."),
-    (r"encoder\.embed_tokens\.", "shared."),
-    (r"norm\.", "encoder.final_layer_norm."),
-    (r"blocks\.(\d+)\.norm1\.", r"encoder.block.\1.layer.0.layer_norm."),
-    (r"blocks\.(\d+)\.attn\.", r"encoder.block.\1.layer.0.SelfAttention."),
-    (r"blocks\.(\d+)\.pos_embedding\.embedding\.", r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias."),
-    (r"blocks\.(\d+)\.norm2\.", r"encoder.block.\1.layer.1.layer_norm."),
-    (r"blocks\.(\d+)\.ffn\.gate\.0\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_0."),
-    (r"blocks\.(\d+)\.ffn\.fc1\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
-    (r"blocks\.(\d+)\.ffn\.fc2\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
-)
+HOST_NAMES = (*layouts.inverse(layouts.UMT5_HF), ("encoder.embed_tokens", "shared"))  # the host's T5 has HF's names
 
 
-def load_text_encoder(path: str, *, tokenizer_path: str | None = None) -> comfy.sd.CLIP:
+def load_text_encoder(path: str) -> comfy.sd.CLIP:
     """The host's CLIP object around the umT5 encoder of any size in the file `path`.
 
-    The weights keep the file's type. The tokenizer is the one inside the file (`spiece_model`), else `tokenizer_path`,
-    else one of `TOKENIZER_FILES` beside the weights. Raises ValueError for a file of another model, one that lacks
-    weights and one without a tokenizer.
+    The weights keep the file's type. The tokenizer is the one inside the file (`spiece_model`) or one of
+    `TOKENIZER_FILES` beside it. Raises ValueError for a file of another model, one that lacks weights and one without
+    a tokenizer.
     """
-    clip = _load(path, tokenizer_path)
-    clip.patcher.cached_patcher_init = (_load_patcher, (path, tokenizer_path))  # newer hosts load it again with this
+    clip = _load(path)
+    clip.patcher.cached_patcher_init = (_load_patcher, (path,))  # newer hosts load it again with this
     return clip
 
 
@@ -72,30 +61,25 @@ def clean_prompt(prompt: str) -> str:
     return " ".join(text.split())
 
 
-def host_names(state: dict) -> dict:
+def host_weights(state: dict) -> dict:
     """The encoder's weights of `state` under the names of the host's T5; a decoder and other extras are left out."""
-    renamed = {}
-    for name, weight in state.items():
-        for pattern, replacement in HOST_NAMES:
-            if re.match(pattern, name):
-                name = re.sub(pattern, replacement, name, count=1)
-                break
-        if name.startswith(("encoder.", "shared.", "scaled_fp8")):
-            renamed[name] = weight
-    return renamed
+    renamed = {new: state[name] for name, new in layouts.rename(state, HOST_NAMES).items()}
+    return {name: weight for name, weight in renamed.items() if name.startswith(("encoder.", "shared.", "scaled_fp8"))}
 
 
-def infer_config(state: dict, title: str) -> dict:
-    """The sizes of the host's T5 for `state`, which has the host's names; the rest of its settings are umT5's own.
+def infer_config(state: dict, path: str) -> dict:
+    """The sizes of the host's T5 for `state`, in the host's names, read from `path`; its other settings are umT5's own.
 
-    Raises ValueError where `state` is not a whole umT5 encoder. title: the file's name for the message.
+    Raises ValueError where `state` is not a whole umT5 encoder.
     """
+    title = os.path.basename(path)
     table = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
     gate = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
     query = "encoder.block.0.layer.0.SelfAttention.q.weight"
-    if any(name not in state for name in ("shared.weight", table.format(0), gate, query)):
+    needed = ("shared.weight", table.format(0), gate, query)
+    if any(name not in state or state[name].ndim != 2 or 0 in state[name].shape for name in needed):
         raise ValueError(f"'{title}' is not a umT5 text encoder: {ADVICE}.")
-    layers = 1 + max(int(name.split(".")[2]) for name in state if re.match(r"encoder\.block\.\d+\.", name))
+    layers = encoder_files.count_layers(state, "encoder.block.")
     if layers > 1 and table.format(1) not in state:
         raise ValueError(f"'{title}' is the T5 of SD3 and Flux, which reads English only; Wan reads umT5: {ADVICE}.")
     heads = state[table.format(0)].shape[1]
@@ -107,7 +91,7 @@ def infer_config(state: dict, title: str) -> dict:
         "num_heads": heads,
         "num_layers": layers,
     }
-    _check_shapes(state, expected_shapes(config), title)
+    encoder_files.check_shapes(state, expected_shapes(config), path, ADVICE)
     return config
 
 
@@ -132,30 +116,17 @@ def expected_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _check_shapes(state, shapes, title):
-    for name, shape in shapes.items():
-        if name not in state:
-            raise ValueError(f"'{title}' lacks the weight {name}: the file is incomplete, download it again.")
-        packed = name.removesuffix("weight") + "comfy_quant" in state  # a quantised weight may have another shape
-        if tuple(state[name].shape) != shape and not packed:
-            raise ValueError(
-                f"'{title}' has the weight {name} of shape {tuple(state[name].shape)} where the rest of the file wants "
-                f"{shape}: {ADVICE}."
-            )
+def _load_patcher(path, disable_dynamic=False):
+    return _load(path, disable_dynamic).patcher
 
 
-def _load_patcher(path, tokenizer_path, disable_dynamic=False):
-    return _load(path, tokenizer_path, disable_dynamic).patcher
-
-
-def _load(path, tokenizer_path, disable_dynamic=False):
-    state, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
-    title = os.path.basename(path)
+def _load(path, disable_dynamic=False):
+    state, metadata = encoder_files.read(path)
     tokenizer = state.get("spiece_model")
-    state = _host_quantisation(host_names(state), metadata or {}, title)
-    config = infer_config(state, title)
+    state = _host_quantisation(host_weights(state), metadata, path)
+    config = infer_config(state, path)
     if tokenizer is None:
-        tokenizer = _read_tokenizer(path, tokenizer_path)
+        tokenizer = _read_tokenizer(path)
     target = SimpleNamespace(
         clip=comfy.text_encoders.wan.te(**comfy.text_encoders.sd3_clip.t5_xxl_detect(state)),
         tokenizer=comfy.text_encoders.wan.WanT5Tokenizer,
@@ -174,20 +145,20 @@ def _load(path, tokenizer_path, disable_dynamic=False):
     return comfy.sd.CLIP(target, state_dict=[state], disable_dynamic=disable_dynamic, **arguments)
 
 
-def _host_quantisation(state, metadata, title):
+def _host_quantisation(state, metadata, path):
     """`state` in the form of quantised weights that this host's operations read."""
     if hasattr(comfy.utils, "convert_old_quants"):
         return comfy.utils.convert_old_quants(state, metadata=metadata)[0]
     if "_quantization_metadata" in metadata or any(name.endswith(".comfy_quant") for name in state):
+        title = os.path.basename(path)
         raise ValueError(
-            f"'{title}' is quantised in a form that this ComfyUI cannot read for umT5: update ComfyUI, or {ADVICE}."
+            f"'{title}' is quantised in a form that this ComfyUI cannot read: update ComfyUI, or {ADVICE}."
         )
     return state
 
 
-def _read_tokenizer(path, tokenizer_path):
-    folder = os.path.dirname(path)
-    places = [tokenizer_path] if tokenizer_path else [os.path.join(folder, name) for name in TOKENIZER_FILES]
+def _read_tokenizer(path):
+    places = [os.path.join(os.path.dirname(path), name) for name in TOKENIZER_FILES]
     for place in places:
         if os.path.isfile(place):
             with open(place, "rb") as file:

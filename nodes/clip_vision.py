@@ -1,0 +1,74 @@
+"""Image conditioning for Wan 2.1 image-to-video: the CLIP image encoder and its reading of the first and last frame."""
+
+from comfy_api.latest import io
+
+from ..host import clip_vision as host_clip_vision
+from ..host import files
+
+FOLDER = "clip_vision"
+
+
+class WanClipVisionLoader(io.ComfyNode):
+    """CLIP_VISION of a CLIP ViT-H/14 file."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WanClipVisionLoader",
+            display_name="Wan CLIP Vision Loader",
+            category="Wan/loaders",
+            description=(
+                "Loads the image encoder of Wan 2.1 image-to-video and first-last-frame models: clip_vision_h, the "
+                "transformers layout, or the official models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "clip_vision",
+                    options=files.names(FOLDER),
+                    tooltip="A CLIP ViT-H/14 file in models/clip_vision, such as clip_vision_h.safetensors.",
+                ),
+            ],
+            outputs=[io.ClipVision.Output()],
+        )
+
+    @classmethod
+    def execute(cls, clip_vision) -> io.NodeOutput:
+        return io.NodeOutput(host_clip_vision.load_clip_vision(files.path(FOLDER, clip_vision)))
+
+
+class WanClipVision(io.ComfyNode):
+    """CLIP_VISION_OUTPUT of a start image and, optionally, an end image."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WanClipVision",
+            display_name="Wan CLIP Vision",
+            category="Wan/conditioning",
+            description=(
+                "What Wan 2.1 image-to-video models see of the start image and first-last-frame models of both. The "
+                "whole image is squeezed into a square, as in the official code. Wan 2.2 models do not need it."
+            ),
+            inputs=[
+                io.ClipVision.Input(
+                    "clip_vision", tooltip="CLIP ViT-H/14, from WanClipVisionLoader or the host's own."
+                ),
+                io.Image.Input(
+                    "start_image",
+                    tooltip="The first frame; of several frames, the first is read. Grey becomes RGB, alpha is lost.",
+                ),
+                io.Image.Input(
+                    "end_image",
+                    optional=True,
+                    tooltip="The last frame, for first-last-frame models only; of several frames, the last is read.",
+                ),
+            ],
+            outputs=[io.ClipVisionOutput.Output()],
+        )
+
+    @classmethod
+    def execute(cls, clip_vision, start_image, end_image=None) -> io.NodeOutput:
+        pictures = [host_clip_vision.check_picture(start_image[:1], "start_image")]
+        if end_image is not None:
+            pictures.append(host_clip_vision.check_picture(end_image[-1:], "end_image"))
+        return io.NodeOutput(host_clip_vision.encode(clip_vision, pictures))
