@@ -1,0 +1,107 @@
+"""The VAEs against the official code's outputs, and their streams against the whole."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from wan_model.vae import build_vae, vae_config
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(scope="module", params=["vae21", "vae22"])
+def case(request, golden):
+    return golden(request.param)
+
+
+@pytest.fixture(scope="module")
+def vae(case):
+    return build_vae(case.weights())
+
+
+@pytest.fixture(scope="module")
+def checkpoints():
+    with gzip.open(GOLDEN / "checkpoints.json.gz") as file:
+        return json.load(file)
+
+
+def noise(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def test_encode_and_decode_are_the_official_ones(case, vae, relative_error):
+    assert relative_error(vae.encode(case.inputs["video"]), case.outputs["mu"]) < 1e-5
+    assert relative_error(vae.decode(case.inputs["latent"]), case.outputs["video"]) < 1e-5
+
+
+@pytest.mark.parametrize("frames", [1, 5, 9, 13, 17])
+def test_decode_stream_gives_one_frame_then_four_and_equals_the_whole(frames, vae, relative_error):
+    latent = noise(1, vae.config.latent_channels, (frames - 1) // 4 + 1, 3, 4, seed=frames)
+    chunks = list(vae.decode_stream(latent))
+    assert [chunk.shape[2] for chunk in chunks] == [1] + [4] * (latent.shape[2] - 1)
+    assert torch.equal(torch.cat(chunks, dim=2), vae.decode(latent))
+    # time is causal: what is decoded so far does not depend on later latents
+    assert relative_error(chunks[0], vae.decode(latent[:, :, :1])) < 1e-6
+
+
+@pytest.mark.parametrize("frames", [1, 5, 9, 13, 17])
+@pytest.mark.parametrize("piece", [1, 3, 16])
+def test_encode_stream_takes_pieces_of_any_length_and_equals_the_whole(frames, piece, vae):
+    side = 2 * vae.config.stride
+    video = noise(1, 3, frames, side, side, seed=frames)
+    latents = list(vae.encode_stream(video.split(piece, dim=2)))
+    assert [latent.shape[2] for latent in latents] == [1] * ((frames - 1) // 4 + 1)
+    assert torch.equal(torch.cat(latents, dim=2), vae.encode(video))
+
+
+def test_a_batch_is_its_samples(vae, relative_error):
+    latent = noise(2, vae.config.latent_channels, 2, 3, 4)
+    both = vae.decode(latent)
+    assert relative_error(both[1:], vae.decode(latent[1:])) < 1e-5
+    video = noise(2, 3, 5, 32, 32)
+    assert relative_error(vae.encode(video)[1:], vae.encode(video[1:])) < 1e-5
+
+
+def test_two_streams_over_one_module_do_not_disturb_each_other(vae):
+    first, second = (noise(1, vae.config.latent_channels, 3, 3, 4, seed=seed) for seed in (1, 2))
+    pairs = list(zip(vae.decode_stream(first), vae.decode_stream(second), strict=True))
+    assert torch.equal(torch.cat([pair[0] for pair in pairs], dim=2), vae.decode(first))
+    assert torch.equal(torch.cat([pair[1] for pair in pairs], dim=2), vae.decode(second))
+
+
+@pytest.mark.parametrize(("name", "version", "dims"), [("2.1", "2.1", (16, 96, 96)), ("2.2", "2.2", (48, 160, 256))])
+def test_full_size_checkpoints_are_recognised(name, version, dims, checkpoints):
+    shapes = checkpoints[f"official/wan{name}_vae"]
+    vae = build_vae({key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
+    assert vae.config.version == version
+    assert (vae.config.latent_channels, vae.config.dim, vae.config.dec_dim) == dims
+
+
+def test_other_files_are_named_in_one_sentence(case):
+    weights = case.weights()
+    with pytest.raises(ValueError, match="not a Wan VAE"):
+        vae_config({"first_stage_model.encoder.conv_in.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"lacks 1 weights: decoder\.head\.0\.gamma"):
+        build_vae({name: x for name, x in weights.items() if name != "decoder.head.0.gamma"})
+    with pytest.raises(ValueError, match="unexpected 1 weights: extra"):
+        build_vae({**weights, "extra": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"another shape for 1 weights: conv1\.bias"):
+        build_vae({**weights, "conv1.bias": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("frames", [0, 2, 4, 6, 100])
+def test_frames_that_are_not_4n_plus_1_are_refused(frames, vae):
+    video = torch.rand(1, 3, frames, 32, 32)
+    with pytest.raises(ValueError, match=f"{frames} frames"):
+        list(vae.encode_stream(video.split(1, dim=2) if frames else []))
+
+
+def test_wrong_channels_and_sides_are_refused(vae):
+    channels = vae.config.latent_channels
+    with pytest.raises(ValueError, match=rf"latents of {channels} channels.*\(1, 4, 1, 3, 4\)"):
+        vae.decode(torch.zeros(1, 4, 1, 3, 4))
+    with pytest.raises(ValueError, match=rf"multiples of {vae.config.stride}.*\(1, 3, 1, 33, 32\)"):
+        vae.encode(torch.zeros(1, 3, 1, 33, 32))

@@ -1,0 +1,107 @@
+"""A list of blocks run on one rectangle of the frame, one chunk of time after another, stoppable after every block."""
+
+from collections.abc import Sequence
+
+import torch
+
+from .causal import Cache
+from .region import Region
+from .vae22 import Fork, Join
+
+
+def regions(blocks: Sequence, out: Region) -> list[Region]:
+    """What enters each block, and last what leaves them, when the end result is wanted on `out` and nothing more."""
+    needed = [out]
+    for block in reversed(blocks):
+        needed.append(block.reads(needed[-1]))
+    return needed[::-1]
+
+
+class Lane:
+    """One rectangle's way through `blocks`: its caches, and the chunk that is under way.
+
+    An exception inside a block leaves the lane at that block's start, so `run` can be called again; `cut` can move
+    the unfinished work to smaller rectangles.
+    """
+
+    def __init__(self, blocks: Sequence, out: Region):
+        self.blocks = blocks
+        self.regions = regions(blocks, out)
+        self.caches: list[Cache] = [None] * len(blocks)
+        self.done = 0  # chunks finished in the current window
+        self._drop()
+
+    @property
+    def reads(self) -> Region:
+        """What `start` takes."""
+        return self.regions[0]
+
+    @property
+    def out(self) -> Region:
+        """What the lane makes."""
+        return self.regions[-1]
+
+    @property
+    def busy(self) -> bool:
+        """Whether a chunk is under way."""
+        return self._x is not None
+
+    def _drop(self) -> None:
+        self._at, self._x, self._skip = 0, None, None
+
+    def start(self, x: torch.Tensor) -> None:
+        """Take the next chunk: x (B, C, T, H, W) on `reads`."""
+        self._x = x
+
+    def run(self) -> torch.Tensor:
+        """Bring the chunk to the end of the blocks and hand it over, on `out`; `finish` then lets go of it."""
+        while self._at < len(self.blocks):
+            block, out = self.blocks[self._at], self.regions[self._at + 1]
+            x, skip, cache = self._x, self._skip, self.caches[self._at]
+            if isinstance(block, Join):
+                at, shortcut = skip[0], block.shortcut
+                saved = self.regions[at].crop(skip[1], shortcut.reads(out))
+                x = x + shortcut(saved, out, first=cache is None)
+                skip, cache = None, ()
+            elif isinstance(block, Fork):
+                skip, cache = (self._at, x), ()
+            else:
+                x, cache = block.step(x, cache, out)
+            self._x, self._skip, self.caches[self._at] = x, skip, cache
+            self._at += 1
+        return self._x
+
+    def finish(self) -> None:
+        """Count the chunk as done."""
+        self._drop()
+        self.done += 1
+
+    def cut(self, outs: Sequence[Region]) -> list["Lane"]:
+        """The same work at the same point, on parts of this lane's rectangle."""
+        return [self._part(out) for out in outs]
+
+    def _part(self, out: Region) -> "Lane":
+        part = Lane(self.blocks, out)
+        part.done, part._at = self.done, self._at
+        for i, block in enumerate(self.blocks):
+            if self.caches[i] is not None:
+                held = zip(
+                    self.caches[i], block.holds(self.regions[i + 1]), block.holds(part.regions[i + 1]), strict=True
+                )
+                part.caches[i] = tuple(whole.crop(x, inner).clone() for x, whole, inner in held)
+        if self.busy:
+            part._x = self.regions[self._at].crop(self._x, part.regions[self._at])
+            if self._skip is not None:
+                at, x = self._skip
+                part._skip = at, self.regions[at].crop(x, part.regions[at])
+        return part
+
+    def forget(self) -> None:
+        """Drop the caches: no chunk follows."""
+        self.caches = [None] * len(self.blocks)
+
+    def move_caches(self, device: torch.device) -> None:
+        """Park the caches on `device`, or bring them back."""
+        for i, cache in enumerate(self.caches):
+            if cache:
+                self.caches[i] = tuple(x.to(device) for x in cache)

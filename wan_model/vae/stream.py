@@ -1,0 +1,193 @@
+"""Encoding and decoding in the order of time and in fixed memory: whole-frame layers, then tiles, or the reverse.
+
+A window is a few latent frames. Within it the blocks of `before` run on whole frames, then each tile runs through all
+the window's frames while its caches are at hand, then the blocks of `after` run on whole frames. Between windows the
+tiles' caches wait on the `park` device. Only the layers' causal caches pass from one window to the next, so the
+memory does not depend on how long the video is.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+
+from .lane import Lane
+from .region import Region
+from .tiling import LONG_WINDOW, TilePlan, halve
+
+OnStep = Callable[[float, int | None], None]
+
+
+class Stream:
+    """Iterator over finished chunks of time.
+
+    An exception from a layer (out of memory) or from `on_step` (cancelled) leaves it where it was: the next `next()`
+    goes on from the block that failed, and `split()` first makes every tile smaller. No finished work is lost or done
+    twice.
+
+    sources: chunks of time for the first blocks. device: where the blocks run. park: where the caches of waiting tiles
+    wait (default: where they are). output_device: where finished tiles are put together. on_step(done, total) is
+    called after each latent frame of each tile, in latent frames; total is None while the length is not known.
+    """
+
+    def __init__(
+        self,
+        sources: Iterator[torch.Tensor],
+        blocks: tuple[Sequence, Sequence, Sequence],
+        plan: TilePlan,
+        *,
+        device: torch.device,
+        park: torch.device | str | None = None,
+        output_device: torch.device | str | None = None,
+        total: int | None = None,
+        on_step: OnStep | None = None,
+    ):
+        before, tiled, after = blocks
+        self.window, self.unit = plan.window, plan.unit
+        self.device, self.park, self.output_device = device, park or device, output_device or device
+        self.total, self.on_step = total, on_step
+        self._sources, self._upcoming = sources, None
+        self._tiles = [Lane(tiled, core) for core in plan.cores]
+        frame = Region.whole(plan.cores[0].rows.size, plan.cores[0].cols.size)
+        self._before = Lane(before, Lane(tiled, frame).reads)
+        self._after = Lane(after, frame)
+        self._filled, self._exhausted = False, False
+        self._middle: list[torch.Tensor | None] = []  # what the tiles read in this window
+        self._output: list[torch.Tensor] = []  # what they made
+        self._ready: deque[torch.Tensor] = deque()
+        self._done = 0.0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return self
+
+    def __next__(self) -> torch.Tensor:
+        while not self._ready:
+            if not self._filled:
+                self._fill()
+            if not self._middle:
+                raise StopIteration
+            for tile in self._tiles:
+                self._run_tile(tile)
+            self._finish_window()
+        return self._ready.popleft()
+
+    def split(self) -> None:
+        """Halve every tile, along its longer side, at the very point it has reached.
+
+        Raises ValueError where no tile can be halved.
+        """
+        halves = [halve(tile.out, self.unit) for tile in self._tiles]
+        if all(len(parts) == 1 for parts in halves):
+            core = self._tiles[0].out
+            raise ValueError(
+                f"The tiles are {len(core.rows)}x{len(core.cols)} pixels and cannot be made smaller: free some memory, "
+                "or use a smaller frame."
+            )
+        tiles = []
+        for tile, parts in zip(self._tiles, halves, strict=True):
+            tile.move_caches(self.park)
+            tiles += [tile] if len(parts) == 1 else tile.cut(parts)
+        self._tiles = tiles
+        self.window = max(self.window, LONG_WINDOW)
+
+    def _fill(self) -> None:
+        """Run the first blocks on the frames of the next window."""
+        self._before.move_caches(self.device)
+        while len(self._middle) < self.window:
+            if not self._before.busy:
+                chunk = self._pull()
+                if chunk is None:
+                    break
+                self._before.start(chunk)
+            self._middle.append(self._before.run())
+            self._before.finish()
+        self._rest(self._before)
+        self._filled = True
+
+    def _pull(self) -> torch.Tensor | None:
+        """The next source chunk; looks one further, to know the last window while it runs."""
+        if self._upcoming is None and not self._exhausted:
+            self._upcoming = next(self._sources, None)
+        following = None if self._upcoming is None else next(self._sources, None)
+        chunk, self._upcoming = self._upcoming, following
+        self._exhausted = following is None
+        return chunk
+
+    def _rest(self, lane: Lane) -> None:
+        """Park the caches of a lane that has done its part of the window, or drop them after the last window."""
+        if self._exhausted:
+            lane.forget()
+        elif lane is self._before or len(self._tiles) > 1:
+            lane.move_caches(self.park)
+
+    def _run_tile(self, tile: Lane) -> None:
+        if tile.done == len(self._middle):
+            return
+        tile.move_caches(self.device)
+        while tile.done < len(self._middle):
+            k = tile.done
+            if not tile.busy:
+                x = self._before.out.crop(self._middle[k], tile.reads)
+                tile.start(x.to(self.device))
+            self._put(k, tile, tile.run())
+            tile.finish()
+            if tile is self._tiles[-1]:
+                self._middle[k] = None
+            self._done += tile.out.area / self._after.reads.area
+            if self.on_step is not None:
+                self.on_step(self._done, self.total)
+        self._rest(tile)
+
+    def _put(self, k: int, tile: Lane, y: torch.Tensor) -> None:
+        """Write a tile's result into the window's k-th output."""
+        if k == len(self._output):
+            b, c, t = y.shape[:3]
+            frame = self._after.reads
+            shape = (b, c, t, frame.rows.size, frame.cols.size)
+            self._output.append(torch.empty(shape, dtype=y.dtype, device=self.output_device))
+        self._after.reads.crop(self._output[k], tile.out).copy_(y)
+
+    def _finish_window(self) -> None:
+        """Run the last blocks on the window's frames and make way for the next window."""
+        self._after.move_caches(self.device)
+        while self._after.done < len(self._output):
+            if not self._after.busy:
+                self._after.start(self._output[self._after.done])
+            y = self._after.run()
+            self._after.finish()
+            self._ready.append(y)
+        for lane in (self._before, *self._tiles, self._after):
+            lane.done = 0
+        self._middle, self._output, self._filled = [], [], False
+
+
+class Regroup:
+    """Iterator that turns pieces of video (B, 3, t, H, W) of any lengths into chunks of 1, 4, 4 ... frames."""
+
+    def __init__(self, pieces: Iterable[torch.Tensor]):
+        self._pieces, self._held, self._seen = iter(pieces), None, 0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return self
+
+    def __next__(self) -> torch.Tensor:
+        want = 4 if self._seen else 1
+        while self._held is None or self._held.shape[2] < want:
+            piece = next(self._pieces, None)
+            if piece is None:
+                self._end()
+            self._held = piece if self._held is None else torch.cat([self._held, piece], dim=2)
+        chunk, self._held = self._held[:, :, :want], self._held[:, :, want:]
+        self._seen += want
+        return chunk
+
+    def _end(self) -> None:
+        left = 0 if self._held is None else self._held.shape[2]
+        if left or not self._seen:
+            total = self._seen + left
+            fitting = -(-(total - 1) // 4) * 4 + 1
+            raise ValueError(
+                f"The video has {total} frames, and the VAE encodes 4n + 1 of them (1, 5, 9, ...): extend it to {fitting} "
+                "or leave some out."
+            )
+        raise StopIteration
