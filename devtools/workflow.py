@@ -4,7 +4,8 @@ The editor's file is the only copy of a workflow; this does what the editor does
 needs the server's `/object_info`, because the file lists widget values by position and only the node says their names.
 """
 
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"  # each choice brings widgets of its own, named "<combo>.<widget>"
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", DYNAMIC_COMBO}
 SEEDS = {"seed", "noise_seed"}  # the editor adds a "control after generate" widget to these by name
 UPLOADS = ("image_upload", "video_upload", "audio_upload")  # options that add an upload button
 NOTES = {"Note", "MarkdownNote"}
@@ -62,26 +63,39 @@ def _is_widget(kind: str | list, options: dict) -> bool:
 
 def _widget_inputs(node: dict, declared: dict) -> dict:
     """Values of a node's widgets by input name; inputs newer than the file keep the node's default."""
-    values = list(node.get("widgets_values") or [])
-    inputs = {}
-    for group in ("required", "optional"):
-        for name, (kind, *rest) in declared.get(group, {}).items():
-            options = rest[0] if rest else {}
-            if not _is_widget(kind, options):
-                continue
-            if values:
-                inputs[name] = values.pop(0)
-                if _has_second_widget(name, kind, options):
-                    values = values[1:]
-            elif group == "required":
-                choices = kind if isinstance(kind, list) else options.get("options", [None])
-                inputs[name] = options.get("default", choices[0] if choices else None)
+    values, inputs = list(node.get("widgets_values") or []), {}
+    _read_widgets(declared, values, inputs, "")
     if values:
         raise ValueError(
             f"Node {node['id']} ({node['type']}) has {len(values)} widget values more than its {len(inputs)} widgets: "
             "save the workflow again with this version of the node."
         )
     return inputs
+
+
+def _read_widgets(declared: dict, values: list, inputs: dict, prefix: str) -> None:
+    """Move the `values` of the declared widgets into `inputs`, under their names after `prefix`."""
+    for group in ("required", "optional"):
+        for name, (kind, *rest) in declared.get(group, {}).items():
+            options = rest[0] if rest else {}
+            if not _is_widget(kind, options) or (group == "optional" and not values):
+                continue
+            if values:
+                value = values.pop(0)
+                del values[: _has_second_widget(name, kind, options)]
+            else:
+                value = _default(kind, options)
+            inputs[prefix + name] = value
+            if kind == DYNAMIC_COMBO:
+                chosen = next((option for option in options["options"] if option["key"] == value), {"inputs": {}})
+                _read_widgets(chosen["inputs"], values, inputs, f"{prefix}{name}.")
+
+
+def _default(kind: str | list, options: dict) -> object:
+    """What the editor puts into a new widget of this declaration."""
+    choices = kind if isinstance(kind, list) else options.get("options") or [None]
+    first = choices[0] if choices else None
+    return options.get("default", first["key"] if isinstance(first, dict) else first)
 
 
 def _has_second_widget(name: str, kind: str | list, options: dict) -> bool:
