@@ -7,6 +7,7 @@ The official side of None drops a duplicate.
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 
 Table = tuple[tuple[str, str | None], ...]
@@ -154,4 +155,59 @@ VAE22_DIFFUSERS = _vae_table(
         ("encoder.down_blocks.#.downsampler", "encoder.downsamples.#.downsamples.2"),
         ("decoder.up_blocks.#.upsampler", "decoder.upsamples.#.upsamples.3"),
     ),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one source names the parameters of one kind of model.
+
+    kind: "dit", "vae", "umt5" or "clip_vision". marks: official or foreign names that only this layout has. table: to
+    the official names.
+    """
+
+    kind: str
+    marks: tuple[str, ...]
+    table: Table = ()
+
+
+PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.")
+LAYOUTS = (
+    Layout("dit", ("patch_embedding.weight", "head.modulation")),
+    Layout("dit", ("patch_embedding.weight", "condition_embedder.time_proj.weight"), DIT_DIFFUSERS),
+    Layout("vae", ("conv2.weight", "decoder.middle.0.residual.0.gamma")),
+    Layout("vae", ("post_quant_conv.weight", "encoder.down_blocks.0.norm1.gamma"), VAE21_DIFFUSERS),
+    Layout("vae", ("post_quant_conv.weight", "encoder.down_blocks.0.resnets.0.norm1.gamma"), VAE22_DIFFUSERS),
+    Layout("umt5", ("token_embedding.weight", "blocks.0.pos_embedding.embedding.weight")),
+    # Only umT5 has a table of relative positions in every block: the first alone would also be an English T5.
+    Layout("umt5", ("shared.weight", "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"), UMT5_HF),
+    Layout("clip_vision", ("visual.cls_embedding", "visual.pre_norm.weight")),
+    Layout("clip_vision", ("vision_model.embeddings.class_embedding", "vision_model.pre_layrnorm.weight")),
+    Layout("clip_vision", ("embeddings.class_embedding", "pre_layrnorm.weight")),
+)
+
+# Other files that people choose by mistake: a pattern that one of their names matches, and what they hold.
+RELATIVES = (  # looked for before the layouts: these name the parts of a Wan DiT, too
+    (r"[._](lora_(up|down|[AB])|lokr_w[12]|hada_w[12]_[ab])(\.|$)", "a LoRA, which changes a model and is not one"),
+    (r"(^|\.)(casual_audio_encoder|audio_injector)\.", "a Wan speech-to-video model"),
+    (r"(^|\.)audio_proj\.audio_proj_glob", "a HuMo model built on Wan"),
+    (r"(^|\.)(face_adapter\.fuser_blocks|pose_patch_embedding)\.", "a Wan Animate model"),
+    (r"(^|\.)control_adapter\.conv\.", "a Wan camera control model"),
+    (r"(^|\.)ref_conv\.", "a Wan Fun control model"),
+)
+OTHERS = (  # looked for where no layout fits
+    (r"^(model\.diffusion_model\.)?txt_in\.individual_token_refiner\.", "a HunyuanVideo model"),
+    (r"(^|\.)double_blocks\.0\.img_attn\.|(^|\.)single_transformer_blocks\.0\.", "a Flux model"),
+    (r"(^|\.)joint_blocks\.0\.", "a Stable Diffusion 3 model"),
+    (r"^conditioner\.embedders\.|(^|\.)label_emb\.0\.0\.", "a Stable Diffusion XL model"),
+    (r"(^|\.)input_blocks\.0\.0\.|^down_blocks\.0\.resnets\.0\.conv1\.", "a Stable Diffusion model"),
+    (r"(^|\.)patchify_proj\.", "an LTX video model"),
+    (r"(^|\.)transformer_blocks\.0\.img_mod\.", "a Qwen-Image model"),
+    (r"^vace_blocks\.0\.", "the VACE blocks of a Wan model without the model itself"),
+    (r"(^|\.)text_model\.encoder\.layers\.0\.|^transformer\.resblocks\.0\.", "a CLIP text encoder"),
+    (r"(^|\.)layers\.0\.self_attn\.q_proj\.|^lm_head\.", "a language model"),
+    (r"^visual\.transformer\.resblocks\.0\.", "a CLIP in the layout of open_clip"),
+    (r"^encoder\.block\.0\.layer\.0\.SelfAttention\.", "a T5 text encoder of another family than umT5"),
+    (r"(^|\.)decoder\.(conv_in|up_blocks|up\.0)\.", "a VAE of another family"),
+    (r"^decoder\.\d+\.(bias|weight)$", "a small autoencoder for previews"),
 )

@@ -1,0 +1,180 @@
+"""Weights files: recognised by names and shapes alone, then loaded memory-mapped, in official names."""
+
+import pickle
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .dit import dit_config
+from .header import CheckpointError, check_archive, is_torch_file, read_header
+from .layouts import LAYOUTS, OTHERS, PREFIXES, RELATIVES, Layout, rename
+from .vae import vae_config
+
+DIT = ("t2v", "i2v", "flf2v", "vace", "i2v_a14b", "ti2v")
+VAE = ("vae21", "vae22")
+TEXT_ENCODER = ("umt5",)
+CLIP_VISION = ("clip_vision",)
+KINDS = {
+    DIT: "a Wan video model",
+    VAE: "a Wan VAE",
+    TEXT_ENCODER: "a umT5 text encoder",
+    CLIP_VISION: "a CLIP vision encoder",
+}
+FP8 = {torch.float8_e4m3fn: "fp8_e4m3fn", torch.float8_e5m2: "fp8_e5m2"}
+
+# What torch's weights-only unpickler raises for a file that is damaged or asks for anything but tensors.
+UNPICKLING_ERRORS = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError),
+    *(AssertionError, ArithmeticError, ImportError, OSError, struct.error),
+)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a file holds, from its header.
+
+    holds: in words. variant: a member of `DIT`, `VAE`, `TEXT_ENCODER` or `CLIP_VISION`, or None for another model.
+    quantisation: None for plain float weights, else "fp8_e4m3fn", "fp8_e5m2", "fp8_scaled" or "comfy_quant".
+    names: the file's names to the official ones. tensors: meta tensors by official name; a CLIP vision encoder keeps
+    the names of its own layout, which may split or fuse the projections of its attention.
+    """
+
+    holds: str
+    variant: str | None = None
+    quantisation: str | None = None
+    names: Mapping[str, str] | None = None
+    tensors: Mapping[str, Tensor] | None = None
+
+
+def inspect(path: str | PathLike) -> Inspection:
+    """Recognise a weights file by the names and shapes in it; no weight is read.
+
+    Raises CheckpointError for a file that is missing or damaged, is no weights file, or is a Wan model with sizes that
+    contradict one another.
+    """
+    path = Path(path)
+    if is_torch_file(path):
+        tensors, metadata = _load_archive(path, "meta"), {}
+    else:
+        header = read_header(path)
+        tensors, metadata = header.tensors, header.metadata
+    part = re.search(r"-\d+-of-0*([2-9]|\d\d+)\.\w+$", path.name)
+    if part:
+        return Inspection(f"one of the {part[1]} parts of a model")
+    try:
+        return recognise(tensors, metadata)
+    except ValueError as error:
+        raise CheckpointError(f"{path.name}: {error}") from None
+
+
+def recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Inspection:
+    """What tensors of these names, shapes and dtypes are; meta tensors will do.
+
+    Raises ValueError for a Wan model with sizes that contradict one another or that no variant has.
+    """
+    listing = "\n".join(tensors)
+    other = _first_match(RELATIVES, listing)
+    if other:
+        return Inspection(other)
+    layout, prefix = _find_layout(tensors)
+    if layout is None:
+        return Inspection(_first_match(OTHERS, listing) or f"{len(tensors)} tensors of no model that this pack knows")
+    inner = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
+    names = {inner[name]: official for name, official in rename(inner, layout.table).items()}
+    official = {names[name]: tensors[name] for name in names}
+    variant = _variant(layout.kind, official)
+    kind = next(phrase for variants, phrase in KINDS.items() if variant in variants)
+    return Inspection(f"{kind} ({variant})", variant, _quantisation(official, metadata or {}), names, official)
+
+
+def expect(path: str | PathLike, kinds: tuple[str, ...], node: str) -> Inspection:
+    """`inspect`, for a place that takes only `kinds`, a key of `KINDS`; `node` is what that place is called.
+
+    Raises CheckpointError as `inspect` does, and for a file that holds anything else.
+    """
+    found = inspect(path)
+    if found.variant not in kinds:
+        raise CheckpointError(
+            f"{Path(path).name} holds {found.holds}, not {KINDS[kinds]}: choose {KINDS[kinds]} in {node}."
+        )
+    return found
+
+
+def load(path: str | PathLike) -> tuple[dict[str, Tensor], str, str | None]:
+    """The weights of a file in official names, its variant and its quantisation, as in `Inspection`.
+
+    The tensors lie in the memory-mapped file: nothing is copied and reading happens on first use.
+    Raises CheckpointError as `inspect` does, and for a file that holds another model.
+    """
+    path, found = Path(path), inspect(path)
+    if found.variant is None:
+        raise CheckpointError(f"{path.name} holds {found.holds}, not a part of Wan: choose another file.")
+    if is_torch_file(path):
+        tensors = _load_archive(path, "cpu")
+        state_dict = {official: tensors[name] for name, official in found.names.items()}
+    else:
+        try:
+            with safe_open(path, framework="pt") as file:
+                state_dict = {official: file.get_tensor(name) for name, official in found.names.items()}
+        except SafetensorError as error:
+            raise CheckpointError(f"{path.name} is corrupt ({error}): download it again.") from None
+    return state_dict, found.variant, found.quantisation
+
+
+def _load_archive(path: Path, device: str) -> dict[str, Tensor]:
+    """Tensors of a PyTorch archive: memory-mapped ("cpu") or only their shapes ("meta"). Its pickle can run no code."""
+    check_archive(path)
+    if path.suffix.lower() == ".safetensors":  # newer versions of torch.load go by this ending
+        raise CheckpointError(f"{path.name} is a PyTorch archive under another name: rename it to {path.stem}.pth.")
+    try:
+        content = torch.load(path, map_location=device, mmap=True, weights_only=True)
+    except UNPICKLING_ERRORS:
+        raise CheckpointError(
+            f"{path.name} is damaged or holds more than tensors, which could run code when opened: choose a "
+            ".safetensors file of the same model."
+        ) from None
+    while isinstance(content, dict) and len(content) == 1 and isinstance(next(iter(content.values())), dict):
+        (content,) = content.values()  # {"model_state": {...}} and the like
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path.name} holds a {type(content).__name__}, not named weights: choose another file.")
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    size = path.stat().st_size
+    if any(tensor.numel() * tensor.element_size() > size for tensor in tensors.values()):
+        raise CheckpointError(f"{path.name} is corrupt: a tensor claims more than its {size} bytes; download it again.")
+    return tensors
+
+
+def _find_layout(names: Mapping[str, Tensor]) -> tuple[Layout | None, str]:
+    for layout in LAYOUTS:
+        for prefix in PREFIXES:
+            if all(prefix + mark in names for mark in layout.marks):
+                return layout, prefix
+    return None, ""
+
+
+def _first_match(phrases: tuple[tuple[str, str], ...], listing: str) -> str | None:
+    return next((phrase for pattern, phrase in phrases if re.search(pattern, listing, re.MULTILINE)), None)
+
+
+def _variant(kind: str, tensors: Mapping[str, Tensor]) -> str:
+    if kind == "dit":
+        return dit_config(tensors).variant
+    if kind == "vae":
+        return "vae" + vae_config(tensors).version.replace(".", "")
+    return kind
+
+
+def _quantisation(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str | None:
+    if "_quantization_metadata" in metadata or any(name.endswith(".comfy_quant") for name in tensors):
+        return "comfy_quant"
+    if "scaled_fp8" in tensors or any(name.endswith((".scale_weight", ".weight_scale")) for name in tensors):
+        return "fp8_scaled"
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    return next((name for dtype, name in FP8.items() if dtype in dtypes), None)

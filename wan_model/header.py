@@ -1,0 +1,176 @@
+"""What a weights file says about itself, read with bounds: no memory is taken and no code is run on its word.
+
+Format: https://github.com/huggingface/safetensors (8 bytes of header length, JSON, data).
+"""
+
+import json
+import math
+import struct
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+MAX_HEADER = 16 * 2**20  # bytes; the largest real checkpoints stay below 1 MB
+MAX_DIMS = 8
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+NOT_WEIGHTS = (  # how other files start that people save under a checkpoint's name
+    (b"GGUF", "a GGUF file, which this pack does not load: choose a .safetensors or .pth file of the same model"),
+    (b"version https://git-lfs", "a git-lfs pointer and not the weights: download the file itself"),
+    (b"<", "a web page and not weights: download the file again, logged in if its site asks for that"),
+    (b"{", "a JSON text and not weights: choose the .safetensors or .pth file beside it"),
+    (b"\x80", "a bare pickle, which could run code when opened: choose a .safetensors file of the same model"),
+)
+
+
+class CheckpointError(ValueError):
+    """A weights file that cannot be loaded; the message is a sentence for the person who chose it."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """Names, shapes and dtypes of a safetensors file, as meta tensors in the file's order, and its text metadata."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether `path` is a PyTorch archive; if not, it is a safetensors file with a plausible header length.
+
+    Raises CheckpointError for a missing file and for anything else, named as what it is.
+    """
+    head, size = _read(path, 0, 32), path.stat().st_size
+    if head.startswith(b"PK\x03\x04"):
+        return True
+    if size < 10:
+        raise CheckpointError(f"{path.name} has only {size} bytes and is no weights file: download it again.")
+    length = struct.unpack("<Q", head[:8])[0]
+    if head[8:9] == b"{" and length <= MAX_HEADER:
+        return False
+    for start, what in NOT_WEIGHTS:
+        if head.lstrip().startswith(start):
+            raise CheckpointError(f"{path.name} is {what}.")
+    raise CheckpointError(
+        f"{path.name} is neither a safetensors file nor a PyTorch archive, or its start is damaged: download it again."
+    )
+
+
+def read_header(path: Path) -> Header:
+    """The checked header of a safetensors file, for which `is_torch_file` returned False.
+
+    Every dtype is known, every shape fills its bytes, and the tensors cover the rest of the file without gap or
+    overlap. Raises CheckpointError otherwise.
+    """
+    size = path.stat().st_size
+    length = struct.unpack("<Q", _read(path, 0, 8))[0]
+    if 8 + length > size:
+        raise _truncated(path, 8 + length, size)
+    try:
+        entries = json.loads(_read(path, 8, length))
+    except (ValueError, RecursionError):
+        raise _corrupt(path, "its header is not valid JSON") from None
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _corrupt(path, "the metadata in its header is not text")
+    spans = {name: _span(path, name, entry) for name, entry in entries.items()}
+    _check_cover(path, spans, size - 8 - length)
+    return Header({name: _meta_tensor(path, name, entries[name], spans[name]) for name in spans}, metadata)
+
+
+def check_archive(path: Path) -> None:
+    """Check that a PyTorch archive stores its members uncompressed and within the file, so that it cannot expand.
+
+    Raises CheckpointError otherwise.
+    """
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
+        raise CheckpointError(
+            f"{path.name} is truncated: the list of contents at its end is missing from its {size} bytes; download it "
+            "again."
+        ) from None
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise CheckpointError(
+            f"{path.name} is a compressed zip, not a PyTorch file: unpack it and choose what is inside."
+        )
+    if sum(member.file_size for member in members) > size:
+        raise _corrupt(path, f"its members claim more than its {size} bytes")
+    if any(member.file_size > MAX_HEADER for member in members if member.filename.endswith(".pkl")):
+        raise _corrupt(path, f"its index has more than {MAX_HEADER} bytes")
+
+
+def _read(path: Path, start: int, count: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(count)
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read ({error.strerror}): choose another file.") from None
+
+
+def _span(path: Path, name: str, entry: object) -> tuple[int, int]:
+    span = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if not _are_counts(span) or len(span) != 2 or span[0] > span[1]:
+        raise _corrupt(path, f"tensor {name[:80]!r} has no valid place in the file")
+    return span[0], span[1]
+
+
+def _check_cover(path: Path, spans: dict[str, tuple[int, int]], data_size: int) -> None:
+    end, before = 0, "the header"
+    for name, span in sorted(spans.items(), key=lambda item: item[1]):
+        if span[0] != end:
+            raise _corrupt(path, f"tensor {name[:80]!r} starts at byte {span[0]} where {before[:80]!r} ends at {end}")
+        end, before = span[1], name
+    if end > data_size:
+        offset = path.stat().st_size - data_size
+        raise _truncated(path, offset + end, offset + data_size)
+    if end < data_size:
+        raise _corrupt(path, f"its tensors fill {end} of {data_size} bytes")
+
+
+def _meta_tensor(path: Path, name: str, entry: dict, span: tuple[int, int]) -> Tensor:
+    dtype, shape = entry.get("dtype"), entry.get("shape")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise CheckpointError(
+            f"{path.name} stores {name[:80]!r} as {str(dtype)[:20]!r}, a number format that this pack does not read: "
+            "choose a float or fp8 file of the same model."
+        )
+    if not _are_counts(shape) or len(shape) > MAX_DIMS:
+        raise _corrupt(path, f"tensor {name[:80]!r} has no valid shape")
+    if math.prod(shape) * DTYPES[dtype].itemsize != span[1] - span[0]:
+        raise _corrupt(path, f"tensor {name[:80]!r} of shape {shape} does not fill its {span[1] - span[0]} bytes")
+    if math.prod(max(side, 1) for side in shape) >= 2**48:  # an empty tensor may still claim sides beyond any index
+        raise _corrupt(path, f"tensor {name[:80]!r} is empty with the sides {shape}")
+    return torch.empty(shape, dtype=DTYPES[dtype], device="meta")
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _truncated(path: Path, wanted: int, found: int) -> CheckpointError:
+    return CheckpointError(
+        f"{path.name} is truncated: its header says {wanted} bytes, the file has {found}; download it again."
+    )
+
+
+def _corrupt(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path.name} is corrupt: {why}; download it again.")
