@@ -106,7 +106,7 @@ def main() -> int:
     try:
         videos = run(options.comfyui, options.base, load_workflow(options.workflow), options.prompt)
     except (SetupError, PromptError, ValueError, TimeoutError) as error:
-        log.error("The demo failed. %s", error)
+        log.error("The demo failed. %s\nThe server's log is %s.", error, options.base / "server.log")
         return 1
     except KeyboardInterrupt:
         log.error("Stopped.")

@@ -1,0 +1,70 @@
+"""Every example workflow, from the editor's file to frames on disk."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+
+from devtools import demo
+from devtools.environment import SetupError
+from devtools.workflow import to_prompt
+
+NAMES = sorted(path.stem for path in demo.WORKFLOWS.glob("*.json"))
+
+
+def decode(video: Path) -> list:
+    """Frames of `video` as (height, width, 3) arrays of bytes."""
+    with av.open(str(video)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+@pytest.fixture(params=NAMES)
+def workflow(request) -> dict:
+    """Each file of workflows/ in turn, as the editor reads it."""
+    return demo.load_workflow(request.param)
+
+
+def test_a_workflow_links_to_the_files_it_loads(workflow):
+    models = [model for node in workflow["nodes"] for model in node.get("properties", {}).get("models", [])]
+    values = {
+        value for node in workflow["nodes"] for value in node.get("widgets_values") or [] if isinstance(value, str)
+    }
+    assert {value for value in values if value.endswith(".safetensors")} == {model["name"] for model in models}
+    for model in models:
+        assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(model["name"])
+
+
+def test_a_workflow_makes_a_video(workflow, client, object_info, base):
+    prompt = demo.adapt(to_prompt(workflow, object_info), "a red ball")
+    files = [base / file["type"] / file["subfolder"] / file["filename"] for file in client.run(prompt)]
+    video = next(path for path in files if path.suffix == ".mp4")
+    frames = decode(video)
+    assert len(frames) == demo.DEMO_VALUES["length"]
+    for frame in frames:
+        assert frame.shape == (demo.DEMO_VALUES["height"], demo.DEMO_VALUES["width"], 3)
+        assert frame.std() > 1, "a frame of one colour"
+
+
+def test_the_demo_reports_its_video(comfyui, base):
+    command = [sys.executable, "-m", "devtools.demo", "--comfyui", comfyui, "--base", base]
+    result = subprocess.run(
+        [*command, "--workflow", "wan21_text_to_video", "--prompt", "a boat"],
+        cwd=demo.ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = result.stdout.strip().splitlines()[-1]
+    size = "{width}x{height}, {length} frames".format(**demo.DEMO_VALUES)
+    assert f".mp4: {size}" in report
+    video = Path(report.partition(".mp4:")[0] + ".mp4")
+    assert "a boat" in json.dumps(av.open(str(video)).metadata)
+
+
+def test_an_unknown_workflow_is_answered_with_the_known_ones():
+    with pytest.raises(SetupError, match=r"no workflow 'nonsense': choose one of .*wan21_text_to_video"):
+        demo.load_workflow("nonsense")
