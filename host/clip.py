@@ -13,20 +13,19 @@ import comfy.utils
 import folder_paths
 import ftfy
 import torch
+from comfy.text_encoders.spiece_tokenizer import SPieceTokenizer
 
-from ..wan_model import layouts
+from ..wan_model import checkpoint, layouts
 from ..wan_model.configs import TEXT_LENGTH
 from . import encoder_files
 
 TOKENS = "umt5xxl"  # the host's name for the tokens of its Wan text encoder, at every size
 END = (1, 1.0)  # umT5's end-of-sentence token and its weight
 TOKENIZER_FILES = ("spiece.model", os.path.join("google", "umt5-xxl", "spiece.model"))  # as the official folder lies
-ADVICE = "choose umT5-XXL, such as umt5_xxl_fp8_e4m3fn_scaled.safetensors"
-
-HOST_NAMES = (*layouts.inverse(layouts.UMT5_HF), ("encoder.embed_tokens", "shared"))  # the host's T5 has HF's names
+HOST_NAMES = layouts.inverse(layouts.UMT5_HF)  # the host's T5 has Hugging Face's names
 
 
-def load_text_encoder(path: str) -> comfy.sd.CLIP:
+def load(path: str) -> comfy.sd.CLIP:
     """The host's CLIP object around the umT5 encoder of any size in the file `path`.
 
     The weights keep the file's type. The tokenizer is the one inside the file (`spiece_model`) or one of
@@ -72,26 +71,18 @@ def infer_config(state: dict, path: str) -> dict:
 
     Raises ValueError where `state` is not a whole umT5 encoder.
     """
-    title = os.path.basename(path)
-    table = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
-    gate = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
-    query = "encoder.block.0.layer.0.SelfAttention.q.weight"
-    needed = ("shared.weight", table.format(0), gate, query)
-    if any(name not in state or state[name].ndim != 2 or 0 in state[name].shape for name in needed):
-        raise ValueError(f"'{title}' is not a umT5 text encoder: {ADVICE}.")
-    layers = encoder_files.count_layers(state, "encoder.block.")
-    if layers > 1 and table.format(1) not in state:
-        raise ValueError(f"'{title}' is the T5 of SD3 and Flux, which reads English only; Wan reads umT5: {ADVICE}.")
-    heads = state[table.format(0)].shape[1]
+    block = "encoder.block.0.layer.{}.weight"
+    vocabulary, dim = encoder_files.shape(state, "shared.weight", path, 2)
+    heads = encoder_files.shape(state, block.format("0.SelfAttention.relative_attention_bias"), path, 2)[1]
     config = {
-        "vocab_size": state["shared.weight"].shape[0],
-        "d_model": state["shared.weight"].shape[1],
-        "d_ff": state[gate].shape[0],
-        "d_kv": state[query].shape[0] // heads,
+        "vocab_size": vocabulary,
+        "d_model": dim,
+        "d_ff": encoder_files.shape(state, block.format("1.DenseReluDense.wi_0"), path, 2)[0],
+        "d_kv": encoder_files.shape(state, block.format("0.SelfAttention.q"), path, 2)[0] // heads,
         "num_heads": heads,
-        "num_layers": layers,
+        "num_layers": encoder_files.count_layers(state, "encoder.block."),
     }
-    encoder_files.check_shapes(state, expected_shapes(config), path, ADVICE)
+    encoder_files.check_shapes(state, expected_shapes(config), path)
     return config
 
 
@@ -121,12 +112,13 @@ def _load_patcher(path, disable_dynamic=False):
 
 
 def _load(path, disable_dynamic=False):
-    state, metadata = encoder_files.read(path)
+    state, metadata = encoder_files.read(path, checkpoint.TEXT_ENCODER, "WanTextEncoderLoader")
     tokenizer = state.get("spiece_model")
     state = _host_quantisation(host_weights(state), metadata, path)
     config = infer_config(state, path)
     if tokenizer is None:
         tokenizer = _read_tokenizer(path)
+    _check_tokenizer(tokenizer, config["vocab_size"], path)
     target = SimpleNamespace(
         clip=comfy.text_encoders.wan.te(**comfy.text_encoders.sd3_clip.t5_xxl_detect(state)),
         tokenizer=comfy.text_encoders.wan.WanT5Tokenizer,
@@ -152,7 +144,8 @@ def _host_quantisation(state, metadata, path):
     if "_quantization_metadata" in metadata or any(name.endswith(".comfy_quant") for name in state):
         title = os.path.basename(path)
         raise ValueError(
-            f"'{title}' is quantised in a form that this ComfyUI cannot read: update ComfyUI, or {ADVICE}."
+            f"'{title}' is quantised in a form that only a newer ComfyUI reads: update it, or choose a file in "
+            "bfloat16 or in the older fp8_scaled form."
         )
     return state
 
@@ -167,6 +160,18 @@ def _read_tokenizer(path):
         f"'{os.path.basename(path)}' holds no tokenizer and there is none at {' or '.join(places)}: put there "
         "spiece.model of the Hugging Face repository google/umt5-xxl."
     )
+
+
+def _check_tokenizer(tokenizer, vocabulary, path):
+    title = os.path.basename(path)
+    try:
+        pieces = len(SPieceTokenizer(tokenizer).get_vocab())
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"The tokenizer of '{title}' is damaged ({error}): download the file again.") from error
+    if pieces > vocabulary:
+        raise ValueError(
+            f"The tokenizer of '{title}' has {pieces} pieces, the weights {vocabulary}: take both from one source."
+        )
 
 
 def _truncate(clip, row, title):

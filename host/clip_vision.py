@@ -10,10 +10,9 @@ import comfy.model_management
 import torch
 from torch.nn import functional as F
 
-from ..wan_model import layouts
+from ..wan_model import checkpoint, layouts
 from . import encoder_files
 
-ADVICE = "choose clip_vision_h.safetensors"
 WIDTH = 1280  # channels of ViT-H/14, the only image encoder that Wan was trained with
 NARROWEST_OTHER = 768  # of the CLIP models in use; what is narrower is a small model for tests and demos
 MIN_SIDE = 16  # pixels: about one patch of the encoder
@@ -36,13 +35,13 @@ EMBEDDINGS = ("cls_embedding", "pos_embedding")  # (1, 1, C) and (1, L, C): the 
 TEXT_HALF = ("textual.", "text_model.", "text_projection.", "log")  # log_scale, logit_scale
 
 
-def load_clip_vision(path: str) -> comfy.clip_vision.ClipVisionModel:
+def load(path: str) -> comfy.clip_vision.ClipVisionModel:
     """The host's CLIP_VISION object around the image half of the CLIP in the file `path`.
 
     Takes the official open-CLIP XLM-RoBERTa file, ComfyUI's clip_vision_h and the transformers layout. Raises
     ValueError for a file of another model and one that lacks weights.
     """
-    state = host_weights(encoder_files.read(path)[0])
+    state = host_weights(encoder_files.read(path, checkpoint.CLIP_VISION, "WanClipVisionLoader")[0])
     config = infer_config(state, path)
     with tempfile.TemporaryDirectory() as folder:  # ComfyUI 0.3.75 reads a configuration from a file only
         config_path = os.path.join(folder, "config.json")
@@ -130,33 +129,27 @@ def infer_config(state: dict, path: str) -> dict:
 
     Raises ValueError where `state` is no CLIP image encoder that Wan can use.
     """
-    title = os.path.basename(path)
-    patch, position = (
-        "vision_model.embeddings.patch_embedding.weight",
-        "vision_model.embeddings.position_embedding.weight",
-    )
-    hidden = "vision_model.encoder.layers.0.mlp.fc1.weight"
-    if any(name not in state for name in (patch, position, hidden)) or state[patch].ndim != 4:
-        raise ValueError(f"'{title}' is not a CLIP image encoder: {ADVICE}.")
-    width, _, _, patch_size = state[patch].shape
+    patch = encoder_files.shape(state, "vision_model.embeddings.patch_embedding.weight", path, 4)
+    tokens, width = encoder_files.shape(state, "vision_model.embeddings.position_embedding.weight", path, 2)
     if width >= NARROWEST_OTHER and width != WIDTH:
         raise ValueError(
-            f"'{title}' is a CLIP image encoder with {width} channels, Wan reads ViT-H/14 with {WIDTH}: {ADVICE}."
+            f"'{os.path.basename(path)}' is a CLIP image encoder with {width} channels, Wan reads ViT-H/14 with "
+            f"{WIDTH}: choose clip_vision_h.safetensors."
         )
     config = {
         "model_type": "clip_vision_model",
         "hidden_act": "gelu",
         "num_channels": 3,
         "hidden_size": width,
-        "intermediate_size": state[hidden].shape[0],
+        "intermediate_size": encoder_files.shape(state, "vision_model.encoder.layers.0.mlp.fc1.weight", path, 2)[0],
         "num_attention_heads": max(4, width // 80),  # 80 channels each in ViT-H/14, four heads in the small models
         "num_hidden_layers": encoder_files.count_layers(state, "vision_model.encoder.layers."),
-        "patch_size": patch_size,
-        "image_size": math.isqrt(state[position].shape[0] - 1) * patch_size,
+        "patch_size": patch[-1],
+        "image_size": math.isqrt(tokens - 1) * patch[-1],
     }
     if "visual_projection.weight" in state:
-        config["projection_dim"] = state["visual_projection.weight"].shape[0]
-    encoder_files.check_shapes(state, expected_shapes(config), path, ADVICE)
+        config["projection_dim"] = encoder_files.shape(state, "visual_projection.weight", path, 2)[0]
+    encoder_files.check_shapes(state, expected_shapes(config), path)
     return config
 
 

@@ -4,6 +4,8 @@ from comfy_api.latest import io
 
 from ..host import clip_vision as host_clip_vision
 from ..host import files
+from ..wan_model import checkpoint
+from .loaders import validate
 
 FOLDER = "clip_vision"
 
@@ -23,7 +25,7 @@ class WanClipVisionLoader(io.ComfyNode):
             ),
             inputs=[
                 io.Combo.Input(
-                    "clip_vision",
+                    "clip_vision_name",
                     options=files.names(FOLDER),
                     tooltip="A CLIP ViT-H/14 file in models/clip_vision, such as clip_vision_h.safetensors.",
                 ),
@@ -32,8 +34,12 @@ class WanClipVisionLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip_vision) -> io.NodeOutput:
-        return io.NodeOutput(host_clip_vision.load_clip_vision(files.path(FOLDER, clip_vision)))
+    def validate_inputs(cls, clip_vision_name):
+        return validate(FOLDER, clip_vision_name, checkpoint.CLIP_VISION, "WanClipVisionLoader")
+
+    @classmethod
+    def execute(cls, clip_vision_name) -> io.NodeOutput:
+        return io.NodeOutput(host_clip_vision.load(files.path(FOLDER, clip_vision_name)))
 
 
 class WanClipVision(io.ComfyNode):

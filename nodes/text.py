@@ -4,7 +4,9 @@ from comfy_api.latest import io
 
 from ..host import clip as host_clip
 from ..host import files
+from ..wan_model import checkpoint
 from ..wan_model.configs import NEGATIVE_PROMPT
+from .loaders import validate
 
 FOLDER = "text_encoders"
 
@@ -25,7 +27,7 @@ class WanTextEncoderLoader(io.ComfyNode):
             ),
             inputs=[
                 io.Combo.Input(
-                    "text_encoder",
+                    "text_encoder_name",
                     options=files.names(FOLDER),
                     tooltip="A umT5 file in models/text_encoders, such as umt5_xxl_fp8_e4m3fn_scaled.safetensors.",
                 ),
@@ -34,8 +36,12 @@ class WanTextEncoderLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, text_encoder) -> io.NodeOutput:
-        return io.NodeOutput(host_clip.load_text_encoder(files.path(FOLDER, text_encoder)))
+    def validate_inputs(cls, text_encoder_name):
+        return validate(FOLDER, text_encoder_name, checkpoint.TEXT_ENCODER, "WanTextEncoderLoader")
+
+    @classmethod
+    def execute(cls, text_encoder_name) -> io.NodeOutput:
+        return io.NodeOutput(host_clip.load(files.path(FOLDER, text_encoder_name)))
 
 
 class WanTextEncode(io.ComfyNode):
