@@ -94,7 +94,7 @@ class WanDiT(nn.Module):
         inputs = BlockInputs(
             e=self.time_projection(e).unflatten(-1, (6, -1)),  # (B, F, 6, dim)
             rope=rope_table(grid, self.config.dim // self.config.heads, x.device),
-            context=self.text_embedding(pad(context, (0, 0, 0, TEXT_LENGTH - context.shape[1]))),
+            context=self.text_embedding(_pad_text(context)),
             image_context=None if clip_fea is None else self.img_emb(clip_fea),
             attention=attention,
             cross_attention=cross_attention or attention,
@@ -110,8 +110,9 @@ class WanDiT(nn.Module):
     def _embed_time(self, t: Tensor) -> Tensor:
         """float32 (B, F, dim) of `t` (B,) or (B, F); F is 1 for one timestep per sample."""
         half = self.config.freq_dim // 2
-        frequency = 10000 ** -(torch.arange(half, dtype=torch.float64, device=t.device) / half)
-        angle = t.reshape(t.shape[0], -1, 1).double() * frequency  # (B, F, freq_dim / 2)
+        exact = torch.float32 if t.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        frequency = 10000 ** -(torch.arange(half, dtype=exact, device=t.device) / half)
+        angle = t.to(exact).reshape(t.shape[0], -1, 1) * frequency  # (B, F, freq_dim / 2)
         return self.time_embedding(torch.cat((angle.cos(), angle.sin()), dim=-1).float())
 
     def _split_contexts(self, vace_context, vace_scale, x: Tensor) -> tuple[Sequence[Tensor], Sequence[float]]:
@@ -176,6 +177,12 @@ def _check_same_size(name: str, condition: Tensor, x: Tensor) -> None:
             f"{name} is {condition.shape[0]} x {tuple(condition.shape[2:])} (batch x frames, height, width), "
             f"the latent is {x.shape[0]} x {tuple(x.shape[2:])}: make both for the same size and length."
         )
+
+
+def _pad_text(context: Tensor) -> Tensor:
+    """(B, L, text_dim) with zeros up to 512 tokens, as the model was trained."""
+    missing = TEXT_LENGTH - context.shape[1]
+    return pad(context, (0, 0, 0, missing)) if missing else context
 
 
 def _pad_to_patch(x: Tensor) -> Tensor:

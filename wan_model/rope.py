@@ -14,21 +14,14 @@ def rope_table(grid: tuple[int, int, int], head_dim: int, device: torch.device |
     """
     third = 2 * (head_dim // 6)
     axes = []
-    for length, channels in zip(grid, (head_dim - 2 * third, third, third), strict=True):
-        exponent = torch.arange(0, channels, 2, dtype=torch.float64, device=device) / channels
-        position = torch.arange(length, dtype=torch.float64, device=device)
-        axes.append(torch.outer(position, THETA**-exponent))  # (length, channels / 2)
-    frames, rows, columns = axes
-    f, h, w = grid
-    angles = torch.cat(
-        (
-            frames.view(f, 1, 1, -1).expand(f, h, w, -1),
-            rows.view(1, h, 1, -1).expand(f, h, w, -1),
-            columns.view(1, 1, w, -1).expand(f, h, w, -1),
-        ),
-        dim=-1,
-    ).flatten(0, 2)  # (F * H * W, head_dim / 2)
-    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+    for axis, (length, channels) in enumerate(zip(grid, (head_dim - 2 * third, third, third), strict=True)):
+        exponent = torch.arange(0, channels, 2, dtype=torch.float64) / channels
+        angle = torch.outer(torch.arange(length, dtype=torch.float64), THETA**-exponent)  # (length, channels / 2)
+        rotation = torch.polar(torch.ones_like(angle), angle).to(device, torch.complex64)
+        shape = [1, 1, 1, -1]
+        shape[axis] = length
+        axes.append(rotation.view(shape).expand(*grid, -1))  # (F, H, W, channels / 2)
+    return torch.cat(axes, dim=-1).flatten(0, 2)  # (F * H * W, head_dim / 2)
 
 
 def rotate_(x: Tensor, table: Tensor) -> Tensor:
