@@ -1,0 +1,68 @@
+"""Whole sampling loops, model and solver together, against the latents of the official pipelines."""
+
+import math
+
+import torch
+
+from wan_model import build_dit
+from wan_model.solvers import flow_sigmas, sample_unipc
+
+
+def guided_x0(model, x, sigma, case, guide, t=None, **conditions):
+    """x0 under classifier-free guidance; the official loop truncates timesteps to integers."""
+    t = torch.tensor([float(math.trunc(1000 * sigma))]) if t is None else t
+    v, v_null = (model(x, t, case.inputs[name][None], **conditions) for name in ("context", "context_null"))
+    return x - sigma * (v_null + guide * (v - v_null))
+
+
+def run(case, denoise):
+    sigmas = flow_sigmas(int(case.metadata["steps"]), float(case.metadata["shift"]), "unipc")
+    return sample_unipc(denoise, case.inputs["noise"][None], sigmas)[0]
+
+
+def test_text_to_video(golden, relative_error):
+    case = golden("loop_t2v")
+    model, guide = build_dit(case.weights()), float(case.metadata["guide"])
+    latent = run(case, lambda x, sigma: guided_x0(model, x, sigma, case, guide))
+    assert relative_error(latent, case.outputs["latent"]) < 1e-3
+
+
+def test_image_to_video(golden, relative_error):
+    case = golden("loop_i2v")
+    model, guide = build_dit(case.weights()), float(case.metadata["guide"])
+    image = {"clip_fea": case.inputs["clip_fea"], "y": case.inputs["y"][None]}
+    latent = run(case, lambda x, sigma: guided_x0(model, x, sigma, case, guide, **image))
+    assert relative_error(latent, case.outputs["latent"]) < 1e-3
+
+
+def test_two_experts_share_one_solver(golden, relative_error):
+    case = golden("loop_a14b")
+    high, low = build_dit(case.weights()), build_dit(case.weights(int(case.metadata["low_seed"])))
+    experts = []
+
+    def denoise(x, sigma):
+        is_high = math.trunc(1000 * sigma) >= 1000 * float(case.metadata["boundary"])
+        experts.append(is_high)
+        guide = float(case.metadata["guide_high" if is_high else "guide_low"])
+        return guided_x0(high if is_high else low, x, sigma, case, guide)
+
+    latent = run(case, denoise)
+    assert relative_error(latent, case.outputs["latent"]) < 1e-3
+    assert experts == sorted(experts, reverse=True) and set(experts) == {True, False}
+
+
+def test_a_held_first_frame(golden, relative_error):
+    case = golden("loop_ti2v")
+    model, guide = build_dit(case.weights()), float(case.metadata["guide"])
+    first = case.inputs["first_latent"][None, :, :1]
+
+    def denoise(x, sigma):
+        x = torch.cat((first, x[:, :, 1:]), dim=2)
+        t = torch.full((1, x.shape[2]), float(math.trunc(1000 * sigma)))
+        t[:, 0] = 0  # the held frame is clean
+        x0 = guided_x0(model, x, sigma, case, guide, t)
+        return torch.cat((first, x0[:, :, 1:]), dim=2)
+
+    latent = run(case, denoise)
+    assert torch.equal(latent[:, :1], first[0])
+    assert relative_error(latent, case.outputs["latent"]) < 1e-3
