@@ -56,8 +56,10 @@ def encode(clip_vision: comfy.clip_vision.ClipVisionModel, pictures: list[torch.
     """CLIP_VISION_OUTPUT of one picture (start) or two (start and end), as the official pipelines encode them.
 
     pictures: (1, H, W, 3) in [0, 1] each. The hidden states of all pictures follow one another as one sequence of 257
-    tokens each, which is how the host's Wan nodes join them.
+    tokens each, which is how the host's Wan nodes join them. Raises ValueError for another image encoder than Wan's.
     """
+    network = getattr(clip_vision.model, "vision_model", None)  # absent in what is no CLIP, such as DINO
+    _check_width(0 if network is None else network.post_layernorm.weight.shape[0], "The CLIP vision model")
     pixels = torch.cat([preprocess(p, clip_vision) for p in pictures])
     comfy.model_management.load_model_gpu(clip_vision.patcher)
     last, penultimate, embeds, projected = clip_vision.model(
@@ -113,11 +115,11 @@ def host_weights(state: dict) -> dict:
     for official, name in layouts.rename(image_half, HOST_NAMES).items():
         weight = image_half[official]
         if official == "head":
-            renamed["visual_projection.weight"] = weight.t()  # (C, out) -> (out, C)
+            renamed["visual_projection.weight"] = weight.transpose(0, -1)  # (C, out) -> (out, C)
         elif name == "visual_projection.weight":
             renamed[name] = weight
         elif ".qkv_proj." in name:
-            for part, third in zip("qkv", weight.chunk(3), strict=True):  # (3 C, ...) -> (C, ...)
+            for part, third in zip("qkv", weight.chunk(3), strict=False):  # (3 C, ...) -> (C, ...)
                 renamed["vision_model." + name.replace("qkv_proj", f"{part}_proj")] = third
         else:
             renamed["vision_model." + name] = weight.squeeze() if official in EMBEDDINGS else weight
@@ -131,11 +133,7 @@ def infer_config(state: dict, path: str) -> dict:
     """
     patch = encoder_files.shape(state, "vision_model.embeddings.patch_embedding.weight", path, 4)
     tokens, width = encoder_files.shape(state, "vision_model.embeddings.position_embedding.weight", path, 2)
-    if width >= NARROWEST_OTHER and width != WIDTH:
-        raise ValueError(
-            f"'{os.path.basename(path)}' is a CLIP image encoder with {width} channels, Wan reads ViT-H/14 with "
-            f"{WIDTH}: choose clip_vision_h.safetensors."
-        )
+    _check_width(width, f"'{os.path.basename(path)}'")
     config = {
         "model_type": "clip_vision_model",
         "hidden_act": "gelu",
@@ -151,6 +149,14 @@ def infer_config(state: dict, path: str) -> dict:
         config["projection_dim"] = encoder_files.shape(state, "visual_projection.weight", path, 2)[0]
     encoder_files.check_shapes(state, expected_shapes(config), path)
     return config
+
+
+def _check_width(width, what):
+    if width == 0 or (width >= NARROWEST_OTHER and width != WIDTH):
+        raise ValueError(
+            f"{what} has {width or 'no'} channels of a CLIP image encoder, Wan reads ViT-H/14 with {WIDTH}: choose "
+            "clip_vision_h.safetensors in WanClipVisionLoader."
+        )
 
 
 def expected_shapes(config: dict) -> dict[str, tuple[int, ...]]:

@@ -139,3 +139,17 @@ def test_bad_file_gets_one_sentence(vision, weights, tmp_path, change, message):
     save_file(change(weights), tmp_path / "bad.safetensors")
     with pytest.raises(ValueError, match=message):
         vision.load(str(tmp_path / "bad.safetensors"))
+
+
+def test_other_image_encoder_of_the_host_is_refused(room, full_precision):
+    from types import SimpleNamespace
+
+    import comfy.clip_model
+    import comfy.ops
+
+    sizes = dict.fromkeys(("hidden_size", "intermediate_size"), 1024) | {"num_hidden_layers": 1}
+    config = sizes | {"num_attention_heads": 16, "patch_size": 14, "image_size": 224, "num_channels": 3}
+    config |= {"model_type": "clip_vision_model", "hidden_act": "gelu"}
+    network = comfy.clip_model.CLIPVisionModelProjection(config, torch.float32, "cpu", comfy.ops.manual_cast)
+    with pytest.raises(ValueError, match=r"1024 channels.*1280"):
+        room("host.clip_vision").encode(SimpleNamespace(model=network), [torch.rand(1, 32, 32, 3)])
