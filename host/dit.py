@@ -8,7 +8,7 @@ import comfy.patcher_extension
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ..wan_model import WanDiT
+from ..wan_model.dit import WanDiT
 
 
 class HostDiT(WanDiT):

@@ -1,8 +1,7 @@
 """Words for the person at the graph."""
 
 import logging
-
-import server
+import sys
 
 from ..wan_model.configs import LATENT_STATS
 
@@ -10,9 +9,9 @@ from ..wan_model.configs import LATENT_STATS
 def say(node_id: str, text: str) -> None:
     """Shows `text` on the node `node_id` in the editor and writes it to the log."""
     logging.info("%s", text)
-    instance = getattr(server.PromptServer, "instance", None)  # absent where nodes run without a server
-    if instance is not None:
-        instance.send_progress_text(text, node_id)
+    server = sys.modules.get("server")  # nodes also run without one, and importing it would start to build one
+    if server is not None and node_id is not None:
+        server.PromptServer.instance.send_progress_text(text, node_id)
 
 
 def latents(channels: int) -> str:

@@ -11,7 +11,8 @@ import comfy.supported_models
 import comfy.utils
 import torch
 
-from ..wan_model import checkpoint, dit_config
+from ..wan_model import checkpoint
+from ..wan_model.dit import dit_config
 from .dit import HostDiT
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -24,8 +25,8 @@ def host_class(base):
         """A Wan model of the host around `HostDiT`."""
 
         def __init__(self, model_config, config):
-            def unet_model(*, device, operations, dtype, **_):
-                return HostDiT(config, ops=operations, dtype=dtype, device=device)
+            def unet_model(*, operations, dtype, **_):  # without memory: `build` gives it the file's tensors
+                return HostDiT(config, ops=operations, dtype=dtype, device="meta")
 
             comfy.model_base.BaseModel.__init__(
                 self, model_config, comfy.model_base.ModelType.FLOW, unet_model=unet_model
@@ -73,14 +74,27 @@ def build(state_dict: dict, dtype: str = "auto") -> comfy.model_patcher.ModelPat
     model_config.set_inference_dtype(weights, comfy.model_management.unet_manual_cast(weights, device, supported))
     model = model_class(model_config, config)
 
-    # Looked up late: a newer host rebinds it to its dynamic patcher, which takes the file's own tensors.
-    patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    place(model.diffusion_model, state_dict)
     offload_device = comfy.model_management.unet_offload_device()
-    patcher = patcher_class(model, load_device=device, offload_device=offload_device)
     model.to(offload_device)
-    assign = {"assign": True} if getattr(patcher, "is_dynamic", bool)() else {}
-    model.diffusion_model.load_state_dict(state_dict, **assign)
-    return patcher
+    return make_patcher(model, device, offload_device)
+
+
+def place(module: torch.nn.Module, state_dict: dict) -> None:
+    """Makes the tensors of `state_dict` the parameters of `module`, in the dtype that each parameter had.
+
+    A tensor that has it already stays where it is, in the memory-mapped file: loading costs no second copy.
+    """
+    wanted = {name: parameter.dtype for name, parameter in module.named_parameters()}
+    tensors = {name: tensor.to(wanted.get(name)) for name, tensor in state_dict.items()}
+    module.load_state_dict(tensors, assign=True)
+    module.requires_grad_(False)
+
+
+def make_patcher(model, device, offload_device) -> comfy.model_patcher.ModelPatcher:
+    """The host's patcher around `model`. Looked up late: a newer host rebinds its name to its dynamic patcher."""
+    patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher_class(model, load_device=device, offload_device=offload_device)
 
 
 def host_sizes(config) -> dict:

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterator
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import comfy.utils
@@ -16,9 +15,9 @@ import torch
 
 from ..wan_model import checkpoint, geometry
 from ..wan_model.configs import TIME_STRIDE
-from ..wan_model.vae import fit_decode, fit_encode, make_vae, plan_decode, plan_encode, vae_config
+from ..wan_model.vae import make_vae, vae_config
 from .messages import latents
-from .model import DTYPES
+from .model import DTYPES, make_patcher, place
 
 WORKING_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 AUTO = (0, 0)  # tile: chosen from the free memory
@@ -61,27 +60,19 @@ class HostVAE(comfy.sd.VAE):
         self.extra_1d_channel = self.pad_channel_value = self.format_encoded = None
         self.process_input = lambda image: image * 2 - 1
         self.process_output = lambda image: image.add_(1).div_(2).clamp_(0, 1)
-        self.memory_used_decode = lambda shape, dtype: plan_decode(config, shape, None, dtype.itemsize).peak_bytes
-        self.memory_used_encode = lambda shape, dtype: plan_encode(config, shape, None, dtype.itemsize).peak_bytes
+        self.memory_used_decode = lambda shape, dtype: 7000 * shape[3] * shape[4] * stride**2 * dtype.itemsize
+        self.memory_used_encode = lambda shape, dtype: 6000 * shape[3] * shape[4] * dtype.itemsize
 
         self.first_stage_model = self.build(state_dict)
-        self.patcher = self.make_patcher(state_dict)
+        self.patcher = make_patcher(self.first_stage_model, self.device, comfy.model_management.vae_offload_device())
 
     def build(self, state_dict):
-        """The empty network, each half in its own dtype."""
-        vae = make_vae(self.config, ops=comfy.ops.manual_cast, dtype=self.vae_dtype, device=None)
+        """The network, each half in its own dtype."""
+        vae = make_vae(self.config, ops=comfy.ops.manual_cast, dtype=self.vae_dtype, device="meta")
         vae.encoder.to(self.encode_dtype)
         vae.conv1.to(self.encode_dtype)  # the encoder's last convolution; conv2 is the decoder's first
-        return vae.eval().requires_grad_(False)
-
-    def make_patcher(self, state_dict):
-        """The host's patcher around the network, with the weights in it."""
-        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-        offload_device = comfy.model_management.vae_offload_device()
-        patcher = patcher_class(self.first_stage_model, load_device=self.device, offload_device=offload_device)
-        assign = {"assign": True} if getattr(patcher, "is_dynamic", bool)() else {}
-        self.first_stage_model.load_state_dict(state_dict, **assign)
-        return patcher
+        place(vae, state_dict)
+        return vae.to(comfy.model_management.vae_offload_device())
 
     def vae_output_dtype(self):
         """The dtype of the host's images."""
@@ -135,7 +126,7 @@ class HostVAE(comfy.sd.VAE):
     def decode_chunks(self, samples, tile=AUTO) -> Iterator[torch.Tensor]:
         """Images (B, 1 or 4, H, W, 3) over time, off the device; arguments as in `decode`."""
         shape = tuple(samples.shape)
-        tile = self.prepare(shape, tile, self.vae_dtype, plan_decode, fit_decode)
+        tile = self.prepare(shape, tile, self.vae_dtype, self.memory_used_decode)
         progress = StepProgress()
         stream = self.first_stage_model.decode_stream(
             samples.to(device=self.device, dtype=self.vae_dtype), tile=tile, park=park_device(self), on_step=progress
@@ -146,23 +137,16 @@ class HostVAE(comfy.sd.VAE):
 
     def encode_chunks(self, chunks, shape, tile=AUTO) -> Iterator[torch.Tensor]:
         """Latents (B, C, 1, h, w) over time of `chunks` (B, 3, t, H, W) in [0, 1], whose whole is of `shape`."""
-        tile = self.prepare(shape, tile, self.encode_dtype, plan_encode, fit_encode)
+        tile = self.prepare(shape, tile, self.encode_dtype, self.memory_used_encode)
         placed = (self.process_input(chunk).to(device=self.device, dtype=self.encode_dtype) for chunk in chunks)
         stream = self.first_stage_model.encode_stream(placed, tile=tile, park=park_device(self), on_step=StepProgress())
         for latent in resumed(stream):
             yield latent.to(device=self.output_device, dtype=self.vae_output_dtype())
 
-    def prepare(self, shape, tile, dtype, plan, fit):
+    def prepare(self, shape, tile, dtype, needed):
         """Loads the VAE on its device with room for the work; returns the tile to work in, None for whole frames."""
-        tile = None if tile == AUTO else whole_sides(tile, shape, plan is plan_decode, self.config)
-        needed = plan(self.config, shape, tile, dtype.itemsize)
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=needed.peak_bytes)
-        if tile is None:
-            free = comfy.model_management.get_free_memory(self.device)
-            tile = fit(self.config, shape, free, dtype.itemsize)
-            needed = plan(self.config, shape, tile, dtype.itemsize)
-        logging.info("Wan VAE: %s", needed)
-        return tile
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=needed(shape, dtype))
+        return None if tile == AUTO else whole_sides(tile, shape, needed == self.memory_used_decode, self.config)
 
 
 def resumed(stream) -> Iterator[torch.Tensor]:
