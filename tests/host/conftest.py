@@ -30,6 +30,7 @@ def start_host() -> None:
     sys.path.insert(0, COMFYUI)
     arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", str(BASE)]
     importlib.import_module("comfy.options").enable_args_parsing()
+    importlib.import_module("utils.extra_config")  # as main.py does: 0.3.75's nodes would make `utils` comfy/utils.py
     importlib.import_module("nodes")
     sys.argv = arguments
 
