@@ -129,12 +129,14 @@ def _load(path, disable_dynamic=False):
         "tokenizer_data": {"spiece_model": tokenizer},
         "parameters": comfy.utils.calculate_parameters(state),
         "model_options": {f"{TOKENS}_model_config": config},
+        "state_dict": [state],
+        "disable_dynamic": disable_dynamic,
     }
-    if "state_dict" not in inspect.signature(comfy.sd.CLIP.__init__).parameters:  # 0.3.75 loads in a second step
-        clip = comfy.sd.CLIP(target, **arguments)
+    known = inspect.signature(comfy.sd.CLIP.__init__).parameters
+    clip = comfy.sd.CLIP(target, **{name: value for name, value in arguments.items() if name in known})
+    if "state_dict" not in known:  # 0.3.75 loads the weights in a second step
         clip.load_sd(state)
-        return clip
-    return comfy.sd.CLIP(target, state_dict=[state], disable_dynamic=disable_dynamic, **arguments)
+    return clip
 
 
 def _host_quantisation(state, metadata, path):

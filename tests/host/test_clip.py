@@ -128,6 +128,23 @@ def test_plain_prompt_gives_what_the_hosts_node_gives(host_clip, clip):
     assert torch.equal(theirs[0][0], host_clip.encode_prompt(clip, PROMPT, "positive")[0][0])
 
 
+def test_conditioning_is_that_of_the_hosts_own_loader(host_clip, clip, repackaged, monkeypatch):
+    import comfy.sd
+
+    monkeypatch.setattr(
+        comfy.sd, "detect_te_model", lambda state: comfy.sd.TEModel.T5_XXL
+    )  # it knows the full size only
+    config = host_clip.infer_config(repackaged, "umt5")
+    theirs = comfy.sd.load_text_encoder_state_dicts(
+        [dict(repackaged)],
+        clip_type=comfy.sd.CLIPType.WAN,
+        model_options={"umt5xxl_model_config": config, "dtype": torch.float32},
+    )
+    prompt = f"{PROMPT}, (the cat:1.3) sits"
+    ours, theirs = (c.encode_from_tokens_scheduled(c.tokenize(prompt)) for c in (clip, theirs))
+    assert torch.equal(ours[0][0], theirs[0][0])
+
+
 def test_parentheses_are_literal(host_clip, clip):
     plain, weighted = (host_clip.encode_prompt(clip, text, "positive")[0][0] for text in (PROMPT, f"({PROMPT}:1.5)"))
     tokens = clip.tokenize(f"({PROMPT}:1.5)", disable_weights=True)["umt5xxl"][0]
@@ -189,8 +206,14 @@ def test_bad_file_gets_one_sentence(host_clip, repackaged, save, change, message
         host_clip.load(save(change(repackaged)))
 
 
-def test_nodes_give_both_conditionings(room, clip):
-    text = room("nodes.text")
-    positive, negative = text.WanTextEncode.execute(clip, PROMPT, text.NEGATIVE_PROMPT).args
-    assert positive[0][0].shape == negative[0][0].shape == (1, 512, 64)
+def test_nodes_give_both_conditionings(room, models, run_node):
+    name = "tiny_random_umt5.safetensors"
+    loader = room("nodes.text").WanTextEncoderLoader
+    assert loader.validate_inputs(name) is True
+    assert "tiny_random_wan2.1_vae" in loader.validate_inputs("tiny_random_wan2.1_vae.safetensors")
+    (clip,) = run_node("WanTextEncoderLoader", text_encoder_name=name)
+    positive, negative = run_node(
+        "WanTextEncode", clip=clip, positive=PROMPT, negative=room("nodes.text").NEGATIVE_PROMPT
+    )
+    assert positive[0][0].shape == negative[0][0].shape and positive[0][0].shape[1] == 512
     assert not torch.equal(positive[0][0], negative[0][0])
