@@ -39,16 +39,15 @@ def run_step(name: str, command: list[str | Path], advice: str) -> None:
     """Run `command` with its output in `.dev/setup.log`; on failure raise SetupError with the last lines of it."""
     DEV.mkdir(exist_ok=True)
     path = DEV / "setup.log"
-    with step(name), path.open("a", encoding="utf-8", errors="replace") as output:
+    with step(name), path.open("a+", encoding="utf-8", errors="replace") as output:
         start = output.tell()
         output.write(f"$ {' '.join(map(str, command))}\n")
         output.flush()
         code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT).returncode
-    if code:
-        with path.open(encoding="utf-8", errors="replace") as written:
-            written.seek(start)
-            tail = "".join(f"    {line}" for line in written.readlines()[-15:])
-        raise SetupError(f"{name} failed (exit status {code}):\n{tail}{advice} All output is in {path}.")
+        if code:
+            output.seek(start)
+            tail = "".join(f"    {line}" for line in output.readlines()[-15:])
+            raise SetupError(f"{name} failed (exit status {code}):\n{tail}{advice} All output is in {path}.")
 
 
 class Environment:
