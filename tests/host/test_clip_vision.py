@@ -97,6 +97,32 @@ def test_two_pictures_follow_one_another(room, vision, model, golden):
     assert not torch.allclose(alone[0], alone[1], atol=1e-2)
 
 
+def test_two_pictures_are_what_the_hosts_node_makes_of_one_each(room, model, golden, models, run_node):
+    from comfy_extras.nodes_wan import WanFirstLastFrameToVideo
+
+    start, end = picture(golden), picture(golden).flip(1)
+    node = room("nodes.clip_vision").WanClipVision
+    outputs = [node.execute(model, *images).args[0] for images in ((start,), (end,), (start, end))]
+    name = "tiny_random_wan2.1_vae.safetensors"
+    (vae,) = run_node("WanVAELoader", vae_name=name, decode_dtype="auto", encode_dtype="auto")
+    empty = [[torch.zeros(1, 1, 1), {}]]
+    positive, *_ = WanFirstLastFrameToVideo.execute(
+        empty,
+        empty,
+        vae,
+        32,
+        32,
+        5,
+        1,
+        start,
+        end,
+        clip_vision_start_image=outputs[0],
+        clip_vision_end_image=outputs[1],
+    ).args
+    theirs = positive[0][1]["clip_vision_output"].penultimate_hidden_states
+    assert torch.allclose(theirs, outputs[2].penultimate_hidden_states, atol=1e-5)
+
+
 def test_first_frame_of_the_start_and_last_of_the_end_are_read(room, model, golden):
     start = picture(golden)
     clip = torch.cat([start, start.flip(1), start.flip(2)])
@@ -124,6 +150,15 @@ def test_grey_becomes_rgb_and_alpha_is_left_out(vision):
 def test_picture_that_says_nothing_is_refused(room, model, shape, message):
     with pytest.raises(ValueError, match=message):
         room("nodes.clip_vision").WanClipVision.execute(model, torch.rand(shape))
+
+
+def test_loader_reads_the_hosts_folder(room, weights, models):
+    (models / "clip_vision").mkdir(exist_ok=True)
+    save_file(weights, models / "clip_vision" / "tiny_h.safetensors")
+    loader = room("nodes.clip_vision").WanClipVisionLoader
+    assert loader.validate_inputs("tiny_h.safetensors") is True
+    assert loader.execute("tiny_h.safetensors").args[0].image_size == 56
+    assert "not in the models/clip_vision folder" in loader.validate_inputs("../vae/tiny_random_wan2.1_vae.safetensors")
 
 
 @pytest.mark.parametrize(
