@@ -10,7 +10,7 @@ They follow `wan/utils/fm_solvers_unipc.py` and `wan/utils/fm_solvers.py` of Wan
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import pairwise
 
 import torch
@@ -50,12 +50,7 @@ def sample_euler(denoise: Denoiser, x: Tensor, sigmas: Sequence[float], *, callb
 
     Arguments, result and errors as in `sample_unipc`.
     """
-    s = _checked(sigmas)
-    out = x.float()
-    for i in range(len(s) - 1):
-        x0 = _denoised(denoise, out, s, i, callback)
-        out = _advance(out, x0, s[i], s[i + 1])
-    return out.to(x.dtype)
+    return _sample("euler", denoise, x, sigmas, callback)
 
 
 def sample_dpmpp(denoise: Denoiser, x: Tensor, sigmas: Sequence[float], *, callback: Callback | None = None) -> Tensor:
@@ -63,14 +58,7 @@ def sample_dpmpp(denoise: Denoiser, x: Tensor, sigmas: Sequence[float], *, callb
 
     Arguments, result and errors as in `sample_unipc`.
     """
-    s = _checked(sigmas)
-    log_snr = [_log_snr(sigma) for sigma in s]
-    history = deque(maxlen=2)
-    out = x.float()
-    for i in range(len(s) - 1):
-        history.append(_denoised(denoise, out, s, i, callback))
-        out = _advance(out, _predicted_mean(history, log_snr, i), s[i], s[i + 1])
-    return out.to(x.dtype)
+    return _sample("dpmpp", denoise, x, sigmas, callback)
 
 
 def sample_unipc(denoise: Denoiser, x: Tensor, sigmas: Sequence[float], *, callback: Callback | None = None) -> Tensor:
@@ -86,20 +74,83 @@ def sample_unipc(denoise: Denoiser, x: Tensor, sigmas: Sequence[float], *, callb
     callback: called once per step with {"i", "sigma", "x", "denoised"}: the step's index and the model's input and x0.
     Returns the latent at sigmas[-1]. Raises ValueError for sigmas outside that range or order.
     """
-    s = _checked(sigmas)
-    log_snr = [_log_snr(sigma) for sigma in s]
-    history = deque(maxlen=3)
-    start = out = x.float()
-    for i in range(len(s) - 1):
-        history.append(_denoised(denoise, out, s, i, callback))
-        if i > 0:
-            out = _advance(start, _corrected_mean(history, log_snr, i), s[i - 1], s[i])
-        start = out
-        out = _advance(start, _predicted_mean(history, log_snr, i), s[i], s[i + 1])
-    return out.to(x.dtype)
+    return _sample("unipc", denoise, x, sigmas, callback)
 
 
 SOLVERS = {"unipc": sample_unipc, "dpmpp": sample_dpmpp, "euler": sample_euler}
+
+
+class Run:
+    """A run of a solver for a caller that asks the model itself, so that it can stop between steps and go on.
+
+    index: steps done. x: the latent there, float32; sigma: its noise level. Until `done`, the caller predicts x0 from
+    these and gives it to `step`. Arguments and errors as in `sample_unipc`.
+    """
+
+    def __init__(self, solver: str, x: Tensor, sigmas: Sequence[float]):
+        self._sigmas = _checked(sigmas)
+        self._loop = LOOPS[solver](x.float(), self._sigmas)
+        self.index, self.x = 0, next(self._loop)
+
+    @property
+    def sigma(self) -> float:
+        return self._sigmas[self.index]
+
+    @property
+    def done(self) -> bool:
+        return self.index == len(self._sigmas) - 1
+
+    def step(self, x0: Tensor) -> None:
+        """Goes on to the next sigma with the prediction `x0` at this one."""
+        self.x = self._loop.send(x0.float())
+        self.index += 1
+
+
+def _sample(solver: str, denoise: Denoiser, x: Tensor, sigmas, callback: Callback | None) -> Tensor:
+    run = Run(solver, x, sigmas)
+    while not run.done:
+        x0 = denoise(run.x, run.sigma)
+        if callback is not None:
+            callback({"i": run.index, "sigma": run.sigma, "x": run.x, "denoised": x0})
+        run.step(x0)
+    return run.x.to(x.dtype)
+
+
+# The loop of each solver: a generator that yields the latent at every sigma and is sent the x0 predicted there.
+
+Loop = Generator[Tensor, Tensor, None]
+
+
+def _euler(x: Tensor, s: list[float]) -> Loop:
+    for i in range(len(s) - 1):
+        x0 = yield x
+        x = _advance(x, x0, s[i], s[i + 1])
+    yield x
+
+
+def _dpmpp(x: Tensor, s: list[float]) -> Loop:
+    log_snr = [_log_snr(sigma) for sigma in s]
+    history = deque(maxlen=2)
+    for i in range(len(s) - 1):
+        history.append((yield x))
+        x = _advance(x, _predicted_mean(history, log_snr, i), s[i], s[i + 1])
+    yield x
+
+
+def _unipc(x: Tensor, s: list[float]) -> Loop:
+    log_snr = [_log_snr(sigma) for sigma in s]
+    history = deque(maxlen=3)
+    start = x
+    for i in range(len(s) - 1):
+        history.append((yield x))
+        if i > 0:
+            x = _advance(start, _corrected_mean(history, log_snr, i), s[i - 1], s[i])
+        start = x
+        x = _advance(start, _predicted_mean(history, log_snr, i), s[i], s[i + 1])
+    yield x
+
+
+LOOPS = {"unipc": _unipc, "dpmpp": _dpmpp, "euler": _euler}
 
 
 def _checked(sigmas: Sequence[float]) -> list[float]:
@@ -112,13 +163,6 @@ def _checked(sigmas: Sequence[float]) -> list[float]:
     if s[0] > 1 or s[-1] < 0:
         raise ValueError(f"Flow sigmas lie between 0 and 1, but these run from {s[0]:g} to {s[-1]:g}.")
     return s
-
-
-def _denoised(denoise: Denoiser, x: Tensor, sigmas: list[float], i: int, callback: Callback | None) -> Tensor:
-    x0 = denoise(x, sigmas[i]).float()
-    if callback is not None:
-        callback({"i": i, "sigma": sigmas[i], "x": x, "denoised": x0})
-    return x0
 
 
 def _advance(x: Tensor, mean: Tensor, sigma: float, target: float) -> Tensor:
