@@ -4,6 +4,9 @@ The host's classes stay in charge of what conditionings mean (concat latents, ma
 own Wan nodes, samplers, LoRA loader and offloading work on our model as on its own.
 """
 
+import logging
+import os
+
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -18,32 +21,48 @@ from .dit import HostDiT
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def host_class(base):
-    """The host's model class `base` with our DiT in the place of the host's."""
+class HostModel:
+    """Mixed into a Wan model class of the host: it holds our DiT in the place of the host's own.
 
-    class HostModel(base):
-        """A Wan model of the host around `HostDiT`."""
+    source: name of the file that the model came from.
+    """
 
-        def __init__(self, model_config, config):
-            def unet_model(*, operations, dtype, **_):  # without memory: `build` gives it the file's tensors
-                return HostDiT(config, ops=operations, dtype=dtype, device="meta")
+    source = "a Wan model"
 
-            comfy.model_base.BaseModel.__init__(
-                self, model_config, comfy.model_base.ModelType.FLOW, unet_model=unet_model
-            )
-            self.image_to_video = config.in_dim > config.out_dim or config.variant == "ti2v"
+    def __init__(self, model_config, config):
+        def unet_model(*, operations, dtype, **_):  # without memory: `build` gives it the file's tensors
+            return HostDiT(config, ops=operations, dtype=dtype, device="meta")
 
-    return HostModel
+        comfy.model_base.BaseModel.__init__(self, model_config, comfy.model_base.ModelType.FLOW, unet_model=unet_model)
+        self.image_to_video = config.in_dim > config.out_dim or config.variant == "ti2v"
+
+    def extra_conds(self, **kwargs):
+        """What the host hands to the network for one conditioning, without the CLIP tokens where it reads none."""
+        conds = super().extra_conds(**kwargs)
+        if not self.diffusion_model.config.image_tokens and conds.pop("clip_fea", None) is not None:
+            logging.warning("%s reads no CLIP vision: what WanClipVision gave is ignored.", self.source)
+        return conds
 
 
-Wan21 = host_class(comfy.model_base.WAN21)
+class Wan21(HostModel, comfy.model_base.WAN21):
+    """Text, image and first-last-frame to video, 16 latent channels."""
+
+
+class Vace(HostModel, comfy.model_base.WAN21_Vace):
+    """Text to video with control contexts."""
+
+
+class TI2V(HostModel, comfy.model_base.WAN22):
+    """Wan 2.2 5B: 48 latent channels, a timestep for every latent frame."""
+
+
 CLASSES = {  # variant -> the model class and the host's configuration of it
     "t2v": (Wan21, comfy.supported_models.WAN21_T2V),
     "i2v": (Wan21, comfy.supported_models.WAN21_I2V),
     "flf2v": (Wan21, comfy.supported_models.WAN21_I2V),
     "i2v_a14b": (Wan21, comfy.supported_models.WAN21_I2V),
-    "vace": (host_class(comfy.model_base.WAN21_Vace), comfy.supported_models.WAN21_Vace),
-    "ti2v": (host_class(comfy.model_base.WAN22), comfy.supported_models.WAN22_T2V),
+    "vace": (Vace, comfy.supported_models.WAN21_Vace),
+    "ti2v": (TI2V, comfy.supported_models.WAN22_T2V),
 }
 
 
@@ -55,6 +74,7 @@ def load(path: str, dtype: str = "auto") -> comfy.model_patcher.ModelPatcher:
     """
     state_dict, _, _ = checkpoint.load(path)
     patcher = build(state_dict, dtype)
+    patcher.model.source = os.path.basename(path)
     patcher.cached_patcher_init = (load, (path, dtype))  # how a newer host makes a second copy for another device
     return patcher
 

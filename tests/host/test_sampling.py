@@ -1,0 +1,138 @@
+"""Our MODEL in the host: its samplers, LoRA loader and patches, and WanSampler against `wan_model` alone."""
+
+import logging
+
+import comfy.sample
+import comfy.sd
+import comfy.utils
+import pytest
+import torch
+
+import nodes
+from wan_model import build_dit, solvers
+from wan_model import checkpoint as files
+
+STEPS, SHIFT, GUIDANCE, SEED = 5, 5.0, 4.0, 11
+
+
+@pytest.fixture(scope="module")
+def path(models):
+    return str(models / "diffusion_models" / "tiny_random_wan2.1_t2v.safetensors")
+
+
+@pytest.fixture(scope="module")
+def model(room, path):
+    return room("host.model").load(path, "float32")
+
+
+@pytest.fixture(scope="module")
+def text(model):
+    width = model.model.diffusion_model.config.text_dim
+    generator = torch.Generator().manual_seed(3)
+    return [[[torch.randn(1, 512, width, generator=generator), {}]] for _ in range(2)]
+
+
+@pytest.fixture
+def latent():
+    return {"samples": torch.zeros(1, 16, 3, 8, 10)}
+
+
+@pytest.fixture(scope="module")
+def run(run_node):
+    def run(model, text, latent, **inputs):
+        given = dict(steps=STEPS, guidance=GUIDANCE, shift=SHIFT, solver="unipc", seed=SEED, denoise=1.0)
+        arguments = {"positive": text[0], "negative": text[1], "latent": latent, **given, **inputs}
+        return run_node("WanSampler", model=model, **arguments)[0]["samples"]
+
+    return run
+
+
+def alone(weights, text, latent, solver="unipc", boundary=None, low=None):
+    """The same run by `wan_model` without a host, in the host's latent scale."""
+    dit = build_dit(weights, dtype=torch.float32)
+    low = dit if low is None else build_dit(low, dtype=torch.float32)
+
+    def denoise(x, sigma):
+        t = float(int(1000 * sigma + 1e-3))
+        expert = low if boundary and t < 1000 * boundary else dit
+        v, v_null = (expert(x, torch.tensor([t]), context[0][0]) for context in text)
+        return x - sigma * (v_null + GUIDANCE * (v - v_null))
+
+    noise = comfy.sample.prepare_noise(latent["samples"], SEED)
+    return solvers.SOLVERS[solver](denoise, noise, solvers.flow_sigmas(STEPS, SHIFT, solver))
+
+
+@pytest.mark.parametrize("solver", ["unipc", "dpmpp", "euler"])
+def test_wan_sampler_is_wan_model_alone(model, path, text, latent, run, relative_error, solver):
+    expected = alone(files.load(path)[0], text, latent, solver)
+    actual = run(model, text, latent, solver=solver)
+    assert relative_error(actual, model.model.process_latent_out(expected)) < 1e-3
+
+
+def test_denoise_below_1_starts_from_the_latent(model, text, run, relative_error):
+    clip = {"samples": torch.randn(1, 16, 3, 8, 10, generator=torch.Generator().manual_seed(5))}
+    little, much = (run(model, text, clip, denoise=denoise, guidance=1.0) for denoise in (0.05, 1.0))
+    assert relative_error(little, clip["samples"]) < relative_error(much, clip["samples"])
+
+
+def test_the_hosts_ksampler_runs_our_model(model, text, latent):
+    out = nodes.common_ksampler(model, SEED, STEPS, GUIDANCE, "uni_pc", "simple", *text, latent)[0]["samples"]
+    assert out.shape == latent["samples"].shape and out.isfinite().all() and out.std() > 0.1
+
+
+def test_a_lora_changes_the_result_by_its_strength(model, path, text, latent, run, relative_error):
+    name = "blocks.1.self_attn.q"
+    out_dim, in_dim = files.load(path)[0][f"{name}.weight"].shape
+    generator = torch.Generator().manual_seed(8)
+    down, up = torch.randn(4, in_dim, generator=generator), torch.randn(out_dim, 4, generator=generator)
+    lora = {f"diffusion_model.{name}.lora_A.weight": down, f"diffusion_model.{name}.lora_B.weight": up}
+    base = run(model, text, latent)
+    off, on = (run(comfy.sd.load_lora_for_models(model, None, lora, s, 0)[0], text, latent) for s in (0.0, 0.5))
+    weights = dict(files.load(path)[0])
+    weights[f"{name}.weight"] = weights[f"{name}.weight"] + 0.5 * up @ down
+    merged = model.model.process_latent_out(alone(weights, text, latent))
+    assert torch.equal(off, base)
+    assert relative_error(on, base) > 1e-2
+    assert relative_error(on, merged) < 1e-3
+
+
+def test_the_hosts_patches_are_served(model, text, latent, run, relative_error):
+    seen = []
+    patched = model.clone()
+    patched.set_model_attn1_patch(lambda args: (seen.append(args["q"].shape), args["x"])[1])
+    patched.set_model_attn2_patch(lambda args: (seen.append("attn2"), args["x"])[1])
+    patched.set_model_patch_replace(lambda args, extra: {"img": args["img"]}, "dit", "double_block", 1)
+    skipped = run(patched, text, latent)
+    plain = run(model, text, latent)
+    heads = model.model.diffusion_model.config.heads
+    assert (2, 60, heads, 128) in seen and "attn2" in seen  # 3 x 4 x 5 tokens, both prompts in one batch
+    assert relative_error(skipped, plain) > 1e-2
+
+
+def test_two_experts_switch_at_the_boundary(model, room, path, text, latent, run, relative_error, caplog):
+    weights, other = files.load(path)[0], dict(files.load(path)[0])
+    other["head.head.weight"] = -0.5 * other["head.head.weight"]
+    low = room("host.model").build(other, "float32")
+    with caplog.at_level(logging.INFO):
+        actual = run(model, text, latent, low_noise_model=low, boundary=0.9)
+    expected = alone(weights, text, latent, boundary=0.9, low=other)
+    assert relative_error(actual, model.model.process_latent_out(expected)) < 1e-3
+    assert [record.message for record in caplog.records if "switching to" in record.message]
+    assert relative_error(actual, run(model, text, latent)) > 1e-2
+
+
+def test_frames_before_the_clip_are_cut_off(model, text, latent, run):
+    whole = run(model, text, latent)
+    cut = run(model, text, {**latent, "trim_start": 1})
+    assert torch.equal(cut, whole[:, :, 1:])
+
+
+def test_wrong_inputs_are_one_sentence(model, room, path, text, latent, run):
+    with pytest.raises(ValueError, match=r"16-channel latents .* given 48-channel latents \(Wan 2.2 5B\)"):
+        run(model, text, {"samples": torch.zeros(1, 48, 3, 8, 10)})
+    with pytest.raises(ValueError, match="4 dimensions"):
+        run(model, text, {"samples": torch.zeros(1, 16, 8, 10)})
+    named = room("host.model").load(path, "float32")
+    named.model.source = "wan2.2_t2v_high_noise_14B.safetensors"
+    with pytest.raises(ValueError, match="high_noise_14B.safetensors is connected to low_noise_model"):
+        run(model, text, latent, low_noise_model=named)
