@@ -7,6 +7,7 @@ from .loaders import WanModelLoader, WanVAELoader
 from .sampler import WanSampler
 from .text import WanTextEncode, WanTextEncoderLoader
 from .vae import WanVAEDecode, WanVAEEncode
+from .video import WanVAEDecodeToVideo
 
 
 class WanExtension(ComfyExtension):
@@ -22,4 +23,5 @@ class WanExtension(ComfyExtension):
             WanSampler,
             WanVAEEncode,
             WanVAEDecode,
+            WanVAEDecodeToVideo,
         ]

@@ -1,8 +1,9 @@
 """Between pictures and latents."""
 
-from comfy_api.latest import io
+from comfy_api.latest import Input, io
 
 from ..host import vae as host_vae
+from ..host import video as host_video
 
 
 def tile_inputs() -> list[io.Int.Input]:
@@ -34,12 +35,12 @@ class WanVAEDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, samples, tile_width, tile_height) -> io.NodeOutput:
-        frames = host_vae.decode(vae, samples["samples"], host_vae.tile_choice(tile_height, tile_width))
+        frames = host_vae.decode(vae, samples["samples"], (tile_height, tile_width))
         return io.NodeOutput(frames.flatten(0, 1))  # (B, T, H, W, 3) -> (B * T, H, W, 3)
 
 
 class WanVAEEncode(io.ComfyNode):
-    """LATENT of a clip of images."""
+    """LATENT of a clip of images or of a video."""
 
     @classmethod
     def define_schema(cls):
@@ -47,10 +48,17 @@ class WanVAEEncode(io.ComfyNode):
             node_id="WanVAEEncode",
             display_name="Wan VAE Encode",
             category="Wan/vae",
-            description="Encodes images as one clip. Frames beyond the last 4n+1 are left out, sides are cropped.",
+            description=(
+                "Encodes images or a video as one clip. Frames beyond the last 4n+1 are left out, sides are cropped. A "
+                "video is read frame by frame."
+            ),
             inputs=[
                 io.Vae.Input("vae", tooltip="From WanVAELoader."),
-                io.Image.Input("images", tooltip="The frames of one clip, in order."),
+                io.MultiType.Input(
+                    "images",
+                    [io.Image, io.Video],
+                    tooltip="The frames of one clip, in order, or a video such as LoadVideo's.",
+                ),
                 *tile_inputs(),
             ],
             outputs=[io.Latent.Output()],
@@ -58,4 +66,5 @@ class WanVAEEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, images, tile_width, tile_height) -> io.NodeOutput:
-        return io.NodeOutput({"samples": host_vae.encode(vae, images, host_vae.tile_choice(tile_height, tile_width))})
+        encode = host_video.encode if isinstance(images, Input.Video) else host_vae.encode
+        return io.NodeOutput({"samples": encode(vae, images, (tile_height, tile_width))})

@@ -1,0 +1,69 @@
+"""The frames of a video file, one by one."""
+
+import logging
+import os
+from collections.abc import Iterator
+
+import av
+import numpy as np
+import torch
+
+MISSING = 1.0  # seconds; a Matroska file that ends so much before its declared end was cut off
+
+
+def read_frames(video) -> Iterator[torch.Tensor]:
+    """Frames (H, W, 3) in [0, 1] of the host's `VideoFromFile`, in its trim window, turned upright.
+
+    Raises ValueError, with the file's name, where the file is no video, or broken or cut off.
+    """
+    source = video.get_stream_source()
+    name = os.path.basename(source) if isinstance(source, str) else "The video"
+    start, duration = getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))()
+    end, read, last = start + duration if duration else float("inf"), 0, start
+    try:
+        with av.open(source) as container:
+            stream = first_video_stream(container, name)
+            if start:
+                container.seek(int(start / stream.time_base), stream=stream)
+            for frame in container.decode(stream):
+                last = frame.time
+                if last >= end:
+                    return
+                if last >= start:
+                    read += 1
+                    yield pixels(frame)
+            declared = declared_end(stream)
+    except av.error.FFmpegError as error:
+        raise ValueError(
+            f"{name} cannot be read beyond frame {read}: it is cut off, damaged or no video ({error.strerror}). Copy "
+            "or export it again."
+        ) from error
+    if declared - last > MISSING:
+        raise ValueError(
+            f"{name} is cut off: it ends after {last:.1f} of {declared:.1f} seconds. Copy or export it again."
+        )
+    logging.info("Read %d frames of %s.", read, name)
+
+
+def first_video_stream(container, name: str):
+    """The stream to decode. Raises ValueError for a file without one."""
+    if not container.streams.video:
+        raise ValueError(f"{name} has sound but no pictures: choose a file with a video stream.")
+    return container.streams.video[0]
+
+
+def declared_end(stream) -> float:
+    """Seconds at which a Matroska stream should end, 0 for one that does not say.
+
+    FFmpeg reports a cut in other containers as an error, but takes it for the end of a Matroska file.
+    """
+    hours, _, rest = stream.metadata.get("DURATION", "0:0:0").partition(":")
+    minutes, _, seconds = rest.partition(":")
+    return 3600 * float(hours) + 60 * float(minutes) + float(seconds)
+
+
+def pixels(frame) -> torch.Tensor:
+    """A decoded frame as (H, W, 3) in [0, 1], turned as its file says."""
+    image = frame.to_ndarray(format="gbrp16le")  # (H, W, 3); rgb24 would take the nearest colour instead of the mean
+    turns = round(frame.rotation / 90)
+    return torch.from_numpy(np.rot90(image, turns).astype(np.float32)) / 65535
