@@ -118,7 +118,7 @@ def host_weights(state: dict) -> dict:
             renamed["visual_projection.weight"] = weight.transpose(0, -1)  # (C, out) -> (out, C)
         elif name == "visual_projection.weight":
             renamed[name] = weight
-        elif ".qkv_proj." in name:
+        elif ".qkv_proj." in name and weight.ndim:
             for part, third in zip("qkv", weight.chunk(3), strict=False):  # (3 C, ...) -> (C, ...)
                 renamed["vision_model." + name.replace("qkv_proj", f"{part}_proj")] = third
         else:
