@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .clip_vision import WanClipVision, WanClipVisionLoader
 from .latent import WanEmptyLatent
 from .loaders import WanModelLoader, WanVAELoader
 from .sampler import WanSampler
@@ -19,6 +20,8 @@ class WanExtension(ComfyExtension):
             WanVAELoader,
             WanTextEncoderLoader,
             WanTextEncode,
+            WanClipVisionLoader,
+            WanClipVision,
             WanEmptyLatent,
             WanSampler,
             WanVAEEncode,
