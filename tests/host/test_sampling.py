@@ -134,5 +134,5 @@ def test_wrong_inputs_are_one_sentence(model, room, path, text, latent, run):
         run(model, text, {"samples": torch.zeros(1, 16, 8, 10)})
     named = room("host.model").load(path, "float32")
     named.model.source = "wan2.2_t2v_high_noise_14B.safetensors"
-    with pytest.raises(ValueError, match="high_noise_14B.safetensors is connected to low_noise_model"):
+    with pytest.raises(ValueError, match=r"high_noise_14B\.safetensors is connected to low_noise_model"):
         run(model, text, latent, low_noise_model=named)
