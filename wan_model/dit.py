@@ -76,7 +76,7 @@ class WanDiT(nn.Module):
         """Velocity `v` (B, out_dim, F, H, W) of the noisy latent `x` (B, C, F, H, W), in the dtype of `x`.
 
         t: 1000 * sigma, (B,) or one value per latent frame (B, F); a first axis of 1 serves the whole batch.
-        context: text embeddings (B, L, text_dim), L <= 512. clip_fea: (B, 257 or 514, 1280) for i2v and flf2v.
+        context: text embeddings (B, L, text_dim), padded to 512. clip_fea: (B, 257 or 514, 1280) for i2v and flf2v.
         y: condition channels (B, 20, F, H, W) of the image-to-video models, appended to `x`; or `x` has them already.
         vace_context: control (B, 96, F, H, W), or several (B, N, 96, F, H, W); vace_scale: their strength, or N of
         them. attention: runs self-attention, and cross-attention where that has no function of its own. on_block: runs
@@ -160,10 +160,10 @@ class WanDiT(nn.Module):
             )
         if t.shape[0] not in (1, batch) or (t.ndim > 1 and t.shape[1:] not in ((1,), (frames,))):
             raise ValueError(f"t has shape {tuple(t.shape)}, this latent needs ({batch},) or ({batch}, {frames}).")
-        if context.shape[1] > TEXT_LENGTH or context.shape[2] != config.text_dim:
+        if context.shape[2] != config.text_dim:
             raise ValueError(
-                f"The text embedding is {context.shape[1]} tokens of {context.shape[2]}, the model takes at most "
-                f"{TEXT_LENGTH} of {config.text_dim}."
+                f"The text embedding has {context.shape[2]} channels, the model takes {config.text_dim}: encode the "
+                "prompt with umT5."
             )
         if config.image_tokens and clip_fea is None:
             raise ValueError(f"This {config.variant} model needs CLIP vision features (clip_fea) and got none.")
@@ -180,9 +180,9 @@ def _check_same_size(name: str, condition: Tensor, x: Tensor) -> None:
 
 
 def _pad_text(context: Tensor) -> Tensor:
-    """(B, L, text_dim) with zeros up to 512 tokens, as the model was trained."""
+    """(B, L, text_dim) with zeros up to 512 tokens, as the model was trained; joined prompts can be longer."""
     missing = TEXT_LENGTH - context.shape[1]
-    return pad(context, (0, 0, 0, missing)) if missing else context
+    return pad(context, (0, 0, 0, missing)) if missing > 0 else context
 
 
 def _pad_to_patch(x: Tensor) -> Tensor:
