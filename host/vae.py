@@ -127,9 +127,11 @@ class HostVAE(comfy.sd.VAE):
         """Images (B, 1 or 4, H, W, 3) over time, off the device; arguments as in `decode`."""
         shape = tuple(samples.shape)
         tile = self.prepare(shape, tile, self.vae_dtype, self.memory_used_decode)
-        progress = StepProgress()
         stream = self.first_stage_model.decode_stream(
-            samples.to(device=self.device, dtype=self.vae_dtype), tile=tile, park=park_device(self), on_step=progress
+            samples.to(device=self.device, dtype=self.vae_dtype),
+            tile=tile,
+            park=comfy.model_management.vae_offload_device(),
+            on_step=StepProgress(shape[2]),
         )
         for chunk in resumed(stream):
             image = self.process_output(chunk.to(device=self.output_device, dtype=self.vae_output_dtype(), copy=True))
@@ -139,7 +141,12 @@ class HostVAE(comfy.sd.VAE):
         """Latents (B, C, 1, h, w) over time of `chunks` (B, 3, t, H, W) in [0, 1], whose whole is of `shape`."""
         tile = self.prepare(shape, tile, self.encode_dtype, self.memory_used_encode)
         placed = (self.process_input(chunk).to(device=self.device, dtype=self.encode_dtype) for chunk in chunks)
-        stream = self.first_stage_model.encode_stream(placed, tile=tile, park=park_device(self), on_step=StepProgress())
+        stream = self.first_stage_model.encode_stream(
+            placed,
+            tile=tile,
+            park=comfy.model_management.vae_offload_device(),
+            on_step=StepProgress(geometry.latent_frames(shape[2])),
+        )
         for latent in resumed(stream):
             yield latent.to(device=self.output_device, dtype=self.vae_output_dtype())
 
@@ -167,21 +174,34 @@ def resumed(stream) -> Iterator[torch.Tensor]:
 
 
 class StepProgress:
-    """`on_step` of a stream: the host's progress bar and cancel."""
+    """`on_step` of a stream: the host's progress bar, in latent frames of which there are `total`, and its cancel."""
 
-    def __init__(self):
-        self.bar = None
+    def __init__(self, total: int):
+        self.total = total
+        self.bar = comfy.utils.ProgressBar(total)
 
-    def __call__(self, done: int, total: int):
+    def __call__(self, done: float, _):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        if self.bar is None:
-            self.bar = comfy.utils.ProgressBar(total)
-        self.bar.update_absolute(done, total)
+        self.bar.update_absolute(done, self.total)
 
 
-def park_device(vae) -> torch.device:
-    """Where the caches of tiles that wait for their turn are kept."""
-    return comfy.model_management.vae_offload_device()
+def decode(vae, samples, tile=AUTO) -> torch.Tensor:
+    """`HostVAE.decode`, for any video VAE of the host; one of the host's own cuts its tiles in its own way."""
+    if isinstance(vae, HostVAE):
+        return vae.decode(samples, tile=tile)
+    if tile == AUTO:
+        return vae.decode(samples)
+    stride = vae.spacial_compression_decode()
+    return vae.decode_tiled(samples, tile_y=tile[0] // stride or None, tile_x=tile[1] // stride or None)
+
+
+def encode(vae, images, tile=AUTO) -> torch.Tensor:
+    """`HostVAE.encode`, for any video VAE of the host."""
+    if isinstance(vae, HostVAE):
+        return vae.encode(images, tile=tile)
+    if tile == AUTO:
+        return vae.encode(images)
+    return vae.encode_tiled(images, tile_y=tile[0] or None, tile_x=tile[1] or None)
 
 
 def whole_sides(tile, shape, latent: bool, config) -> tuple[int, int]:
