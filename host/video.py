@@ -20,7 +20,7 @@ from comfy_api.latest import Input, InputImpl, Types
 from ..wan_model import geometry
 from ..wan_model.configs import TIME_STRIDE
 from . import vae as host_vae
-from .video_file import read_frames
+from .video_file import expected_frames, read_frames
 
 
 def decode(vae, samples: torch.Tensor, tile, fps: float, audio: dict | None = None) -> Input.Video:
@@ -28,6 +28,7 @@ def decode(vae, samples: torch.Tensor, tile, fps: float, audio: dict | None = No
 
     tile: as in `HostVAE.decode`. A VAE of this pack decodes when the video is saved; one of the host, which cannot
     give its frames one by one, decodes here.
+    The VIDEO holds the latent and the VAE, and nothing else, as long as the host's cache keeps it.
     Raises ValueError for latents of another family or with NaN or infinite values.
     """
     host_vae.check_latent(vae, samples)
@@ -56,12 +57,12 @@ def encode(vae, video: Input.Video, tile) -> torch.Tensor:
     """
     if not isinstance(vae, host_vae.HostVAE):
         return host_vae.encode(vae, video.get_components().images, tile)
+    expected = expected_frames(video)  # before the reading: a file in memory has one position for all its readers
     chunks = clip_chunks(vae, frames_of(video))
     first = next(chunks, None)
     if first is None:
         raise ValueError("The video has 0 frames and a clip needs 1 or more: choose another video.")
-    frames = max(1, round(video.get_duration() * float(video.get_frame_rate())))  # a file may be wrong about it
-    shape = (1, 3, frames, *first.shape[-2:])
+    shape = (1, 3, expected, *first.shape[-2:])
     return torch.cat(list(vae.encode_chunks(chain([first], chunks), shape, tile)), dim=2)
 
 
@@ -138,6 +139,7 @@ class StreamedVideo(Input.Video):
             writer.save_to(str(partial), format=format, codec=codec, metadata=metadata, **options)
 
     def components(self, images) -> Types.VideoComponents:
+        """`images` with the sound and the rate of this video."""
         return Types.VideoComponents(images=images, audio=self.audio, frame_rate=self.frame_rate)
 
     def get_components(self) -> Types.VideoComponents:
@@ -154,9 +156,11 @@ class StreamedVideo(Input.Video):
         return self.shape[2], self.shape[1]
 
     def get_frame_count(self) -> int:
+        """Frames that saving writes."""
         return self.shape[0]
 
     def get_frame_rate(self) -> Fraction:
+        """Frames a second."""
         return self.frame_rate
 
     def get_duration(self) -> float:
@@ -168,6 +172,7 @@ class StreamedVideo(Input.Video):
         return "mp4"
 
     def get_color_space(self) -> str:
+        """Of the frames, as the host calls it."""
         return "sRGB"
 
     def get_stream_source(self) -> str:

@@ -1,6 +1,7 @@
 """The frames of a video file, one by one."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 
@@ -11,6 +12,14 @@ import torch
 MISSING = 1.0  # seconds; a Matroska file that ends so much before its declared end was cut off
 
 
+def expected_frames(video) -> int:
+    """About how many frames a VIDEO says it has, 1 where it cannot say: for progress, not to be trusted."""
+    try:
+        return max(1, round(video.get_duration() * float(video.get_frame_rate())))
+    except (av.error.FFmpegError, ValueError):
+        return 1  # reading the frames will tell what is wrong
+
+
 def read_frames(video) -> Iterator[torch.Tensor]:
     """Frames (H, W, 3) in [0, 1] of the host's `VideoFromFile`, in its trim window, turned upright.
 
@@ -18,20 +27,24 @@ def read_frames(video) -> Iterator[torch.Tensor]:
     """
     source = video.get_stream_source()
     name = os.path.basename(source) if isinstance(source, str) else "The video"
-    start, duration = getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))()
-    end, read, last = start + duration if duration else float("inf"), 0, start
+    start, duration = getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))()  # 0.3.75 does not trim
+    read, last = 0, 0.0
     try:
         with av.open(source) as container:
             stream = first_video_stream(container, name)
-            if start:
-                container.seek(int(start / stream.time_base), stream=stream)
+            first = int(start / stream.time_base)
+            stop = int((start + duration) / stream.time_base) if duration else math.inf
+            if first:
+                container.seek(first, stream=stream)
             for frame in container.decode(stream):
-                last = frame.time
-                if last >= end:
-                    return
-                if last >= start:
-                    read += 1
-                    yield pixels(frame)
+                if frame.pts is not None:  # damaged files leave times out
+                    if frame.pts >= stop:
+                        return
+                    if frame.pts < first:
+                        continue
+                    last = frame.time
+                read += 1
+                yield pixels(frame)
             declared = declared_end(stream)
     except av.error.FFmpegError as error:
         raise ValueError(

@@ -1,6 +1,7 @@
 """VIDEO: saved while it is decoded, encoded while it is read."""
 
 import gc
+import io
 import json
 import math
 import os
@@ -317,9 +318,11 @@ def test_a_file_is_read_as_well_as_the_host_reads_it(video, tmp_path):
     assert psnr(ours, hosts) > 33
 
 
-def test_a_file_encodes_as_its_frames_do(video, vae, tmp_path, relative_error):
-    clip(video, 12).save_to(str(tmp_path / "clip.mp4"))
-    file = InputImpl.VideoFromFile(str(tmp_path / "clip.mp4"))
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_file_encodes_as_its_frames_do(video, vae, tmp_path, relative_error, in_memory):
+    path = tmp_path / "clip.mp4"
+    clip(video, 12).save_to(str(path))
+    file = InputImpl.VideoFromFile(io.BytesIO(path.read_bytes()) if in_memory else str(path))
     frames = torch.stack(list(video.frames_of(file)))
     assert frames.shape[0] == 12
     assert relative_error(video.encode(vae, file, AUTO), vae.encode(frames[:9], AUTO)) < 1e-6
