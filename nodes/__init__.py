@@ -3,10 +3,12 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .clip_vision import WanClipVision, WanClipVisionLoader
+from .conditioning import WanConditioning
 from .latent import WanEmptyLatent
 from .loaders import WanModelLoader, WanVAELoader
 from .sampler import WanSampler
 from .text import WanTextEncode, WanTextEncoderLoader
+from .vace import WanVACE
 from .vae import WanVAEDecode, WanVAEEncode
 from .video import WanVAEDecodeToVideo
 
@@ -22,6 +24,8 @@ class WanExtension(ComfyExtension):
             WanTextEncode,
             WanClipVisionLoader,
             WanClipVision,
+            WanConditioning,
+            WanVACE,
             WanEmptyLatent,
             WanSampler,
             WanVAEEncode,

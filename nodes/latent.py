@@ -3,9 +3,22 @@
 import torch
 from comfy_api.latest import io
 
-from ..host import vae as host_vae
+from ..host.conditioning import new_clip
 from ..host.messages import say
 from ..wan_model import geometry
+
+
+def size_inputs() -> list[io.Int.Input]:
+    """The widgets of every node that begins a new clip."""
+    length_tip = "Frames, 4n+1 of them: 81 are 5 seconds at 16 frames a second, 1 makes a still image."
+    batch_tip = "Clips made at once, each from its own noise."
+    side, frames = {"min": 16, "max": geometry.MAX_SIDE, "step": 16}, {"min": 1, "max": geometry.MAX_LENGTH, "step": 4}
+    return [
+        io.Int.Input("width", default=832, tooltip="Width in pixels.", **side),
+        io.Int.Input("height", default=480, tooltip="Height in pixels.", **side),
+        io.Int.Input("length", default=81, tooltip=length_tip, **frames),
+        io.Int.Input("batch_size", default=1, min=1, max=64, tooltip=batch_tip),
+    ]
 
 
 class WanEmptyLatent(io.ComfyNode):
@@ -17,24 +30,10 @@ class WanEmptyLatent(io.ComfyNode):
             node_id="WanEmptyLatent",
             display_name="Wan Empty Latent",
             category="Wan/latent",
-            description="Size and length of a new clip. Sides snap down to multiples of 16, the length to 4n+1 frames.",
+            description="Size and length of a new clip. Sides snap down to multiples of 16 (32 for the 5B).",
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE that will decode the clip: it sets channels and scale."),
-                io.Int.Input("width", default=832, min=16, max=geometry.MAX_SIDE, step=16, tooltip="Width in pixels."),
-                io.Int.Input(
-                    "height", default=480, min=16, max=geometry.MAX_SIDE, step=16, tooltip="Height in pixels."
-                ),
-                io.Int.Input(
-                    "length",
-                    default=81,
-                    min=1,
-                    max=geometry.MAX_LENGTH,
-                    step=4,
-                    tooltip="Frames, 4n+1 of them: 81 are 5 seconds at 16 frames a second, 1 makes a still image.",
-                ),
-                io.Int.Input(
-                    "batch_size", default=1, min=1, max=64, tooltip="Clips made at once, each from its own noise."
-                ),
+                *size_inputs(),
             ],
             outputs=[io.Latent.Output()],
             hidden=[io.Hidden.unique_id],
@@ -51,12 +50,9 @@ class WanEmptyLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, width, height, length, batch_size) -> io.NodeOutput:
-        check_size(width, height, length)
-        frames = geometry.snap_length(length)
-        width, height = geometry.snap_side(width), geometry.snap_side(height)
-        shape = host_vae.latent_shape(vae, batch_size, frames, height, width)
-        say(cls.hidden.unique_id, f"{width}x{height}, {frames} frames = {shape[2]} latent frames")
-        return io.NodeOutput({"samples": torch.zeros(shape)})
+        clip = new_clip(vae, width, height, length, batch_size)
+        say(cls.hidden.unique_id, str(clip))
+        return io.NodeOutput({"samples": torch.zeros(clip.latent)})
 
 
 def check_size(width: int | None, height: int | None, length: int | None) -> None:

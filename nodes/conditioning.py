@@ -1,0 +1,100 @@
+"""A new clip and what is known of it: size, length, first and last frames."""
+
+import torch
+from comfy_api.latest import io
+
+from ..host import conditioning as host_conditioning
+from ..host import pictures
+from ..host.messages import say
+from .latent import WanEmptyLatent, size_inputs
+from .vae import tile_inputs
+
+
+class WanConditioning(io.ComfyNode):
+    """CONDITIONINGs and LATENT of a clip from text, a first frame, a last frame or parts of a clip to continue."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WanConditioning",
+            display_name="Wan Conditioning",
+            category="Wan/conditioning",
+            description=(
+                "Begins a clip of any Wan model but VACE: with its first frame, its last, several of both, or none "
+                "for text to video. What the model needs follows from the VAE: Wan 2.1 and A14B get a mask and an "
+                "image latent, the 5B a held first frame. Sides snap down to multiples of 16 (32 for the 5B), the "
+                "length to 4n+1. Pictures are scaled to cover the clip and cropped about the centre."
+            ),
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="What the clip should show."),
+                io.Conditioning.Input("negative", tooltip="What it should not show."),
+                io.Vae.Input("vae", tooltip="The VAE of the model: it sets channels and scale."),
+                *size_inputs(),
+                *tile_inputs(),
+                io.Image.Input(
+                    "start_image", optional=True, tooltip="The first frame, or several: the clip continues them."
+                ),
+                io.Image.Input(
+                    "end_image",
+                    optional=True,
+                    tooltip="The last frame, or several. For 2.1 first-last-frame and A14B image-to-video models.",
+                ),
+                io.ClipVisionOutput.Input(
+                    "clip_vision_output",
+                    optional=True,
+                    tooltip="From WanClipVision. Image-to-video models of Wan 2.1 need it, Wan 2.2 does not.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.Latent.Output(display_name="latent"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, width=None, height=None, length=None):
+        return WanEmptyLatent.validate_inputs(width, height, length)
+
+    @classmethod
+    def execute(
+        cls,
+        positive,
+        negative,
+        vae,
+        width,
+        height,
+        length,
+        batch_size,
+        tile_width,
+        tile_height,
+        start_image=None,
+        end_image=None,
+        clip_vision_output=None,
+    ) -> io.NodeOutput:
+        clip = host_conditioning.new_clip(vae, width, height, length, batch_size)
+        images, notes = {}, [str(clip)]
+        for title, image in (("start_image", start_image), ("end_image", end_image)):
+            images[title] = None
+            if image is not None:
+                images[title] = pictures.rgb(image, f"{title} of WanConditioning", clip.width, clip.height)
+                notes += pictures.lost(title, image, clip.width, clip.height)
+        start, end = images.values()
+        host_conditioning.check_frames(clip, start, end)
+        entries = {}
+        if clip_vision_output is not None:
+            entries = host_conditioning.clip_vision_entries(clip_vision_output, batch_size)
+        say(cls.hidden.unique_id, ". ".join(notes))
+
+        tile = (tile_height, tile_width)
+        latent = {"samples": torch.zeros(clip.latent)}
+        if clip.held and start is not None:
+            latent = host_conditioning.held_latent(vae, clip, start, tile)
+        elif start is not None or end is not None:
+            entries |= host_conditioning.concat_entries(vae, clip, start, end, tile)
+        return io.NodeOutput(
+            host_conditioning.with_entries(positive, entries),
+            host_conditioning.with_entries(negative, entries),
+            latent,
+        )
