@@ -2,9 +2,9 @@
 
 They load and run everywhere a real checkpoint does, in seconds on a CPU, and make noise instead of a picture: for tests
 and for a first run. Names and shapes are those of the full-size checkpoints (`tests/golden/checkpoints.json.gz`) with
-each width replaced and most blocks left out; a weight's value depends on nothing but its name.
+each width replaced and most blocks left out; a weight's value depends on its name and its file's seed.
 
-    python tiny/random_weights.py MODELS    writes into MODELS/diffusion_models, MODELS/vae and MODELS/text_encoders
+    python tiny/random_weights.py MODELS    writes into MODELS/diffusion_models, MODELS/vae and the other folders
 """
 
 import gzip
@@ -27,6 +27,7 @@ GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 
 TEXT_DIM = 128
 HEAD = 128  # channels of one attention head, the same in every Wan DiT
+CLIP_DIM, TINY_CLIP_DIM = 1280, 80  # of the image encoder, which the image-to-video DiTs of Wan 2.1 read
 SPIECE = "spiece_model"  # the tensor of a repackaged text encoder that holds its tokenizer
 
 # What the tokenizer learns its pieces from; anything else is spelled in bytes.
@@ -48,6 +49,7 @@ class Tiny:
 
     widths: full-size dimension to tiny one, for every axis of every parameter; multiples of a width (fused projections)
     are written out. layers: how many of each stack of blocks remain, by the prefix of the stack; others remain whole.
+    seed: tells files of one layout apart.
     """
 
     name: str
@@ -57,13 +59,26 @@ class Tiny:
     widths: dict[int, int]
     layers: dict[str, int] = field(default_factory=dict)
     tokenizer: bool = False
+    seed: int = 0
 
 
-def _dit(name: str, stands_in_for: tuple[str, ...], layout: str, dim: int, ffn_dim: int) -> Tiny:
-    """A DiT with two blocks of two heads."""
+SIZES = {"1.3B": (1536, 8960), "5B": (3072, 14336), "14B": (5120, 13824)}  # dim and ffn_dim of the DiTs
+
+
+def _dit(kind: str, stands_in_for: tuple[str, ...], layout: str, seed: int = 0) -> Tiny:
+    """A DiT with two blocks of two heads, and two VACE blocks where the full-size one has such."""
+    dim, ffn_dim = next(SIZES[size] for size in SIZES if layout.endswith(size))
     width = 2 * HEAD
-    widths = {dim: width, 6 * dim: 6 * width, ffn_dim: 2 * width, 4096: TEXT_DIM}
-    return Tiny(name, "diffusion_models", stands_in_for, layout, widths, {"blocks": 2})
+    widths = {dim: width, 6 * dim: 6 * width, ffn_dim: 2 * width, 4096: TEXT_DIM, CLIP_DIM: TINY_CLIP_DIM}
+    return Tiny(
+        f"tiny_random_{kind}.safetensors",
+        "diffusion_models",
+        stands_in_for,
+        layout,
+        widths,
+        {"blocks": 2, "vace_blocks": 2},
+        seed=seed,
+    )
 
 
 def _vae(name: str, stands_in_for: tuple[str, ...], layout: str, dims: dict[int, int]) -> Tiny:
@@ -74,13 +89,39 @@ def _vae(name: str, stands_in_for: tuple[str, ...], layout: str, dims: dict[int,
 
 FILES = (
     _dit(
-        "tiny_random_wan2.1_t2v.safetensors",
+        "wan2.1_t2v",
         ("wan2.1_t2v_1.3B_fp16.safetensors", "wan2.1_t2v_1.3B_bf16.safetensors"),
         "official/wan2.1_t2v_1.3B",
-        dim=1536,
-        ffn_dim=8960,
     ),
+    _dit("wan2.1_i2v", ("wan2.1_i2v_480p_14B_fp16.safetensors",), "official/wan2.1_i2v_14B"),
+    _dit("wan2.1_flf2v", ("wan2.1_flf2v_720p_14B_fp16.safetensors",), "official/wan2.1_flf2v_14B"),
+    _dit("wan2.1_vace", ("wan2.1_vace_1.3B_fp16.safetensors",), "official/wan2.1_vace_1.3B"),
+    *(
+        _dit(
+            f"wan2.2_{task}_{noise}_noise",
+            (f"wan2.2_{task}_{noise}_noise_14B_fp8_scaled.safetensors",),
+            f"official/wan2.2_{task}_A14B",
+            seed=seed,
+        )
+        for task in ("t2v", "i2v")
+        for seed, noise in enumerate(("high", "low"))
+    ),
+    _dit("wan2.2_ti2v", ("wan2.2_ti2v_5B_fp16.safetensors",), "official/wan2.2_ti2v_5B"),
     _vae("tiny_random_wan2.1_vae.safetensors", ("wan_2.1_vae.safetensors",), "official/wan2.1_vae", {96: 16}),
+    _vae(
+        "tiny_random_wan2.2_vae.safetensors",
+        ("wan2.2_vae.safetensors",),
+        "official/wan2.2_vae",
+        {160: 8, 256: 12},
+    ),
+    Tiny(
+        "tiny_random_clip_vision.safetensors",
+        "clip_vision",
+        ("clip_vision_h.safetensors",),
+        "hf/clip_vision_h",
+        widths={CLIP_DIM: TINY_CLIP_DIM, 4 * CLIP_DIM: 4 * TINY_CLIP_DIM, 1024: 64},
+        layers={"vision_model.encoder.layers": 2},
+    ),
     Tiny(
         "tiny_random_umt5.safetensors",
         "text_encoders",
@@ -124,7 +165,7 @@ def state_dict(tiny: Tiny) -> dict[str, torch.Tensor]:
             for name, shape in parameters.items()
             if name != "encoder.embed_tokens.weight"  # the same tensor again, which repackaged files leave out
         }
-    return _recipe().state_dict(parameters) | extra
+    return _recipe().state_dict(parameters, tiny.seed) | extra
 
 
 def train_tokenizer() -> bytes:
