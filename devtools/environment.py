@@ -17,7 +17,7 @@ DEV = ROOT / ".dev"
 
 TORCH = "torch==2.13.0"
 TORCH_COMPANIONS = ["torchvision==0.28.0", "torchaudio==2.11.0"]  # the ones that match TORCH
-TEST_PACKAGES = ["pytest>=9", "pytest-timeout", "ruff==0.17.6", "comfy-test==0.4.15"]
+TEST_PACKAGES = ["pytest>=9", "pytest-timeout", "ruff==0.17.6", "comfy-test==0.4.15", "gguf>=0.17"]
 
 log = logging.getLogger("dev")
 

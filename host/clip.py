@@ -17,7 +17,7 @@ from comfy.text_encoders.spiece_tokenizer import SPieceTokenizer
 
 from ..wan_model import checkpoint, layouts
 from ..wan_model.configs import TEXT_LENGTH
-from . import encoder_files
+from . import encoder_files, packed
 
 TOKENS = "umt5xxl"  # the host's name for the tokens of its Wan text encoder, at every size
 END = (1, 1.0)  # umT5's end-of-sentence token and its weight
@@ -72,11 +72,11 @@ def infer_config(state: dict, path: str) -> dict:
     Raises ValueError where `state` is not a whole umT5 encoder.
     """
     block = "encoder.block.0.layer.{}.weight"
-    vocabulary, dim = encoder_files.shape(state, "shared.weight", path, 2)
+    vocabulary = encoder_files.shape(state, "shared.weight", path, 2)[0]
     heads = encoder_files.shape(state, block.format("0.SelfAttention.relative_attention_bias"), path, 2)[1]
     config = {
         "vocab_size": vocabulary,
-        "d_model": dim,
+        "d_model": encoder_files.shape(state, "encoder.final_layer_norm.weight", path, 1)[0],
         "d_ff": encoder_files.shape(state, block.format("1.DenseReluDense.wi_0"), path, 2)[0],
         "d_kv": encoder_files.shape(state, block.format("0.SelfAttention.q"), path, 2)[0] // heads,
         "num_heads": heads,
@@ -132,6 +132,9 @@ def _load(path, disable_dynamic=False):
         "state_dict": [state],
         "disable_dynamic": disable_dynamic,
     }
+    if packed.is_packed(state):  # the dynamic patcher of newer hosts moves no packed bytes
+        arguments["model_options"]["custom_operations"] = packed.PackedOps
+        arguments["disable_dynamic"] = True
     known = inspect.signature(comfy.sd.CLIP.__init__).parameters
     clip = comfy.sd.CLIP(target, **{name: value for name, value in arguments.items() if name in known})
     if "state_dict" not in known:  # 0.3.75 loads the weights in a second step

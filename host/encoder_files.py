@@ -5,20 +5,23 @@ import re
 
 import comfy.utils
 
-from ..wan_model import checkpoint
+from ..wan_model import checkpoint, quantisation
 
 
 def read(path: str, kinds: tuple[str, ...], node: str) -> tuple[dict, dict]:
     """(state dict, metadata) of the file `path`, with names as `checkpoint.Inspection` gives them.
 
-    A safetensors file is read by the host, which may stream the weights from it; a PyTorch archive is memory-mapped.
+    A safetensors file is read by the host, which may stream the weights from it; others are memory-mapped.
     node: the loader that a message names. Raises ValueError for a damaged file and for one that holds none of `kinds`.
     """
     found = checkpoint.expect(path, kinds, node)
     if not path.lower().endswith((".safetensors", ".sft")):
         return checkpoint.load(path)[0], {}
-    state, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
-    return {ours: state[name] for name, ours in found.names.items()}, metadata or {}
+    state, metadata = {}, {}
+    for part in checkpoint.parts(path):
+        tensors, more = comfy.utils.load_torch_file(str(part), return_metadata=True)
+        state, metadata = state | tensors, metadata | (more or {})
+    return {ours: state[name] for name, ours in found.names.items()}, metadata
 
 
 def count_layers(state: dict, prefix: str) -> int:
@@ -47,7 +50,8 @@ def check_shapes(state: dict, shapes: dict[str, tuple[int, ...]], path: str) -> 
     for name, wanted in shapes.items():
         if name not in state:
             raise ValueError(f"'{title}' lacks the weight {name}: download the file again.")
-        packed = name.removesuffix("weight") + "comfy_quant" in state
+        layer = name.removesuffix(".weight")
+        packed = layer + quantisation.MARKER in state or layer + quantisation.PACKED_MARKER in state
         if tuple(state[name].shape) != wanted and not packed:
             raise ValueError(
                 f"'{title}' has the weight {name} of shape {tuple(state[name].shape)} where the rest of the file wants "

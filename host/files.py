@@ -2,22 +2,39 @@
 
 import folder_paths
 
-EXTENSIONS = (".safetensors", ".sft", ".pth", ".pt", ".bin")
+from ..wan_model.checkpoint import PART
+
+EXTENSIONS = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".gguf")
+GGUF_FOLDER = "wan_gguf_{}"  # the host lists no .gguf files: the same folders once more, for these
 
 
 def names(folder: str) -> list[str]:
-    """File names of the host's model folder `folder`, as its loaders list them."""
-    return [name for name in folder_paths.get_filename_list(folder) if name.lower().endswith(EXTENSIONS)]
+    """File names of the host's model folder `folder`, as its loaders list them, and GGUF files.
+
+    A model in parts is listed once, by its first part.
+    """
+    return [name for name in _listed(folder) if name.lower().endswith(EXTENSIONS) and _is_first(name)]
 
 
 def path(folder: str, name: str) -> str:
-    """The full path of `name`, one of `names(folder)`.
+    """The full path of `name`, a file in the host's model folder `folder`.
 
     Raises ValueError for a name that is not in the list, so that no path outside the host's folders is ever opened.
     """
-    if name not in folder_paths.get_filename_list(folder):
+    if name not in _listed(folder):
         raise ValueError(
             f"'{name}' is not in the models/{folder} folder: put the file there and press R in the editor, or choose "
             "another one."
         )
     return folder_paths.get_full_path_or_raise(folder, name)
+
+
+def _listed(folder: str) -> list[str]:
+    gguf = GGUF_FOLDER.format(folder)
+    folder_paths.folder_names_and_paths.setdefault(gguf, (folder_paths.folder_names_and_paths[folder][0], {".gguf"}))
+    return [*folder_paths.get_filename_list(folder), *folder_paths.get_filename_list(gguf)]
+
+
+def _is_first(name: str) -> bool:
+    part = PART.search(name)
+    return part is None or int(part["number"]) <= 1

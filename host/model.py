@@ -11,14 +11,14 @@ import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
-import comfy.utils
 import torch
 
 from ..wan_model import checkpoint
 from ..wan_model.dit import dit_config
+from . import packed, precision
 from .dit import HostDiT
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = precision.FLOATS
 
 
 class HostModel:
@@ -31,7 +31,8 @@ class HostModel:
 
     def __init__(self, model_config, config):
         def unet_model(*, operations, dtype, **_):  # without memory: `build` gives it the file's tensors
-            return HostDiT(config, ops=operations, dtype=dtype, device="meta")
+            device = None if precision.is_quantised(model_config) else "meta"  # quantised layers load to this device
+            return HostDiT(config, ops=operations, dtype=dtype, device=device)
 
         comfy.model_base.BaseModel.__init__(self, model_config, comfy.model_base.ModelType.FLOW, unet_model=unet_model)
         self.image_to_video = config.in_dim > config.out_dim or config.variant == "ti2v"
@@ -69,8 +70,7 @@ CLASSES = {  # variant -> the model class and the host's configuration of it
 def load(path: str, dtype: str = "auto") -> comfy.model_patcher.ModelPatcher:
     """The MODEL of a Wan diffusion file.
 
-    dtype: a key of `DTYPES`, or "auto" for what the host chooses from the file's dtype and the device.
-    Raises ValueError for a file that holds no Wan DiT.
+    dtype: one of `precision.CHOICES`. Raises ValueError for a file that holds no Wan DiT, and as `precision.configure`.
     """
     state_dict, _, _ = checkpoint.load(path)
     patcher = build(state_dict, dtype)
@@ -80,40 +80,48 @@ def load(path: str, dtype: str = "auto") -> comfy.model_patcher.ModelPatcher:
 
 
 def build(state_dict: dict, dtype: str = "auto") -> comfy.model_patcher.ModelPatcher:
-    """The MODEL of weights in official names; arguments and errors as in `load`."""
+    """The MODEL of weights as `checkpoint.load` gives them; arguments and errors as in `load`."""
     config = dit_config(state_dict)
     model_class, host_config = CLASSES[config.variant]
     model_config = host_config(host_sizes(config))
-    device = comfy.model_management.get_torch_device()
-    supported = list(model_config.supported_inference_dtypes)
-    weights = DTYPES.get(dtype) or comfy.model_management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(state_dict),
-        supported_dtypes=supported,
-        weight_dtype=comfy.utils.weight_dtype(state_dict),
-    )
-    model_config.set_inference_dtype(weights, comfy.model_management.unet_manual_cast(weights, device, supported))
+    state_dict = precision.configure(model_config, state_dict, dtype)
     model = model_class(model_config, config)
-
-    place(model.diffusion_model, state_dict)
+    place(model.diffusion_model, state_dict, model.manual_cast_dtype)
+    if precision.is_quantised(model_config):
+        precision.restore_float32(model.diffusion_model, state_dict)
     offload_device = comfy.model_management.unet_offload_device()
     model.to(offload_device)
-    return make_patcher(model, device, offload_device)
+    return make_patcher(model, comfy.model_management.get_torch_device(), offload_device)
 
 
-def place(module: torch.nn.Module, state_dict: dict) -> None:
+def place(module: torch.nn.Module, state_dict: dict, compute: torch.dtype | None = None) -> None:
     """Makes the tensors of `state_dict` the parameters of `module`, in the dtype that each parameter had.
 
-    A tensor that has it already stays where it is, in the memory-mapped file: loading costs no second copy.
+    A tensor that has it already stays where it is, in the memory-mapped file: loading costs no second copy. In a model
+    of plain fp8 weights only those of linear layers are fp8, the others are in `compute`.
+    Raises ValueError for a name that is missing or left over.
     """
     wanted = {name: parameter.dtype for name, parameter in module.named_parameters()}
-    tensors = {name: tensor.to(wanted.get(name)) for name, tensor in state_dict.items()}
-    module.load_state_dict(tensors, assign=True)
+    tensors = {}
+    for name, tensor in state_dict.items():
+        dtype = tensor.dtype if tensor.dtype == torch.uint8 else wanted.get(name, tensor.dtype)  # bytes stay bytes
+        if name in wanted and dtype.itemsize == 1 and tensor.ndim != 2:
+            dtype = compute
+        tensors[name] = tensor.to(dtype)
+    missing, unexpected = module.load_state_dict(tensors, strict=False, assign=True)
+    if missing or unexpected:
+        raise ValueError(
+            f"The file lacks {len(missing)} weights of this model {missing[:3]} and has {len(unexpected)} that it does "
+            f"not know {unexpected[:3]}: download it again, or choose another file."
+        )
     module.requires_grad_(False)
 
 
 def make_patcher(model, device, offload_device) -> comfy.model_patcher.ModelPatcher:
     """The host's patcher around `model`. Looked up late: a newer host rebinds its name to its dynamic patcher."""
     patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    if packed.holds_packed(model):
+        patcher_class = packed.PackedPatcher
     return patcher_class(model, load_device=device, offload_device=offload_device)
 
 

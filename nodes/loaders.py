@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..host import files
+from ..host import files, precision
 from ..host import model as host_model
 from ..host import vae as host_vae
 from ..wan_model import checkpoint
@@ -33,13 +33,15 @@ class WanModelLoader(io.ComfyNode):
                 io.Combo.Input(
                     "model_name",
                     options=files.names("diffusion_models"),
-                    tooltip="A Wan file in models/diffusion_models, official or repackaged for ComfyUI.",
+                    tooltip="A Wan file in models/diffusion_models: official, repackaged for ComfyUI, diffusers or GGUF. A "
+                    "model in parts is listed by its first part.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
-                    options=DTYPES,
+                    options=precision.CHOICES,
                     default="auto",
-                    tooltip="Number format of the weights. auto keeps the file's where the device computes in it.",
+                    tooltip="Number format of the weights. auto keeps the file's where the device computes in it. fp8 "
+                    "halves their memory. A quantised file or GGUF stays so; a float format is what it computes in.",
                 ),
             ],
             outputs=[io.Model.Output()],

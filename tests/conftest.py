@@ -33,6 +33,7 @@ register("wan_model", ROOT)
 register("tiny", ROOT)
 register("devtools", ROOT)
 recipe = register("recipe", GOLDEN)
+register("writers", ROOT / "tests")
 
 
 @dataclass(frozen=True)

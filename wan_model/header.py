@@ -30,7 +30,6 @@ DTYPES = {
     "F64": torch.float64,
 }
 NOT_WEIGHTS = (  # how other files start that people save under a checkpoint's name
-    (b"GGUF", "a GGUF file, which this pack does not load: choose a .safetensors or .pth file of the same model"),
     (b"version https://git-lfs", "a git-lfs pointer and not the weights: download the file itself"),
     (b"<", "a web page and not weights: download the file again, logged in if its site asks for that"),
     (b"{", "a JSON text and not weights: choose the .safetensors or .pth file beside it"),
@@ -50,29 +49,31 @@ class Header:
     metadata: dict[str, str]
 
 
-def is_torch_file(path: Path) -> bool:
-    """Whether `path` is a PyTorch archive; if not, it is a safetensors file with a plausible header length.
+def file_format(path: Path) -> str:
+    """What `path` is: "torch" (a PyTorch archive), "gguf" or "safetensors" with a plausible header length.
 
     Raises CheckpointError for a missing file and for anything else, named as what it is.
     """
     head, size = _read(path, 0, 32), path.stat().st_size
     if head.startswith(b"PK\x03\x04"):
-        return True
+        return "torch"
+    if head.startswith(b"GGUF"):
+        return "gguf"
     if size < 10:
         raise CheckpointError(f"{path.name} has only {size} bytes and is no weights file: download it again.")
     length = struct.unpack("<Q", head[:8])[0]
     if head[8:9] == b"{" and length <= MAX_HEADER:
-        return False
+        return "safetensors"
     for start, what in NOT_WEIGHTS:
         if head.lstrip().startswith(start):
             raise CheckpointError(f"{path.name} is {what}.")
     raise CheckpointError(
-        f"{path.name} is neither a safetensors file nor a PyTorch archive, or its start is damaged: download it again."
+        f"{path.name} is no safetensors file, GGUF file or PyTorch archive, or its start is damaged: download it again."
     )
 
 
 def read_header(path: Path) -> Header:
-    """The checked header of a safetensors file, for which `is_torch_file` returned False.
+    """The checked header of a safetensors file, which `file_format` has found it to be.
 
     Every dtype is known, every shape fills its bytes, and the tensors cover the rest of the file without gap or
     overlap. Raises CheckpointError otherwise.
@@ -80,14 +81,14 @@ def read_header(path: Path) -> Header:
     size = path.stat().st_size
     length = struct.unpack("<Q", _read(path, 0, 8))[0]
     if 8 + length > size:
-        raise _truncated(path, 8 + length, size)
+        raise truncated(path, 8 + length, size)
     try:
         entries = json.loads(_read(path, 8, length))
     except (ValueError, RecursionError):
-        raise _corrupt(path, "its header is not valid JSON") from None
+        raise corrupt(path, "its header is not valid JSON") from None
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _corrupt(path, "the metadata in its header is not text")
+        raise corrupt(path, "the metadata in its header is not text")
     spans = {name: _span(path, name, entry) for name, entry in entries.items()}
     _check_cover(path, spans, size - 8 - length)
     return Header({name: _meta_tensor(path, name, entries[name], spans[name]) for name in spans}, metadata)
@@ -112,9 +113,9 @@ def check_archive(path: Path) -> None:
             f"{path.name} is a compressed zip, not a PyTorch file: unpack it and choose what is inside."
         )
     if sum(member.file_size for member in members) > size:
-        raise _corrupt(path, f"its members claim more than its {size} bytes")
+        raise corrupt(path, f"its members claim more than its {size} bytes")
     if any(member.file_size > MAX_HEADER for member in members if member.filename.endswith(".pkl")):
-        raise _corrupt(path, f"its index has more than {MAX_HEADER} bytes")
+        raise corrupt(path, f"its index has more than {MAX_HEADER} bytes")
 
 
 def _read(path: Path, start: int, count: int) -> bytes:
@@ -129,7 +130,7 @@ def _read(path: Path, start: int, count: int) -> bytes:
 def _span(path: Path, name: str, entry: object) -> tuple[int, int]:
     span = entry.get("data_offsets") if isinstance(entry, dict) else None
     if not _are_counts(span) or len(span) != 2 or span[0] > span[1]:
-        raise _corrupt(path, f"tensor {name[:80]!r} has no valid place in the file")
+        raise corrupt(path, f"tensor {name[:80]!r} has no valid place in the file")
     return span[0], span[1]
 
 
@@ -137,13 +138,13 @@ def _check_cover(path: Path, spans: dict[str, tuple[int, int]], data_size: int) 
     end, before = 0, "the header"
     for name, span in sorted(spans.items(), key=lambda item: item[1]):
         if span[0] != end:
-            raise _corrupt(path, f"tensor {name[:80]!r} starts at byte {span[0]} where {before[:80]!r} ends at {end}")
+            raise corrupt(path, f"tensor {name[:80]!r} starts at byte {span[0]} where {before[:80]!r} ends at {end}")
         end, before = span[1], name
     if end > data_size:
         offset = path.stat().st_size - data_size
-        raise _truncated(path, offset + end, offset + data_size)
+        raise truncated(path, offset + end, offset + data_size)
     if end < data_size:
-        raise _corrupt(path, f"its tensors fill {end} of {data_size} bytes")
+        raise corrupt(path, f"its tensors fill {end} of {data_size} bytes")
 
 
 def _meta_tensor(path: Path, name: str, entry: dict, span: tuple[int, int]) -> Tensor:
@@ -154,11 +155,11 @@ def _meta_tensor(path: Path, name: str, entry: dict, span: tuple[int, int]) -> T
             "choose a float or fp8 file of the same model."
         )
     if not _are_counts(shape) or len(shape) > MAX_DIMS:
-        raise _corrupt(path, f"tensor {name[:80]!r} has no valid shape")
+        raise corrupt(path, f"tensor {name[:80]!r} has no valid shape")
     if math.prod(shape) * DTYPES[dtype].itemsize != span[1] - span[0]:
-        raise _corrupt(path, f"tensor {name[:80]!r} of shape {shape} does not fill its {span[1] - span[0]} bytes")
+        raise corrupt(path, f"tensor {name[:80]!r} of shape {shape} does not fill its {span[1] - span[0]} bytes")
     if math.prod(max(side, 1) for side in shape) >= 2**48:  # an empty tensor may still claim sides beyond any index
-        raise _corrupt(path, f"tensor {name[:80]!r} is empty with the sides {shape}")
+        raise corrupt(path, f"tensor {name[:80]!r} is empty with the sides {shape}")
     return torch.empty(shape, dtype=DTYPES[dtype], device="meta")
 
 
@@ -166,11 +167,13 @@ def _are_counts(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
-def _truncated(path: Path, wanted: int, found: int) -> CheckpointError:
+def truncated(path: Path, wanted: int, found: int) -> CheckpointError:
+    """The error of a file whose header needs `wanted` bytes and that has `found`."""
     return CheckpointError(
         f"{path.name} is truncated: its header says {wanted} bytes, the file has {found}; download it again."
     )
 
 
-def _corrupt(path: Path, why: str) -> CheckpointError:
+def corrupt(path: Path, why: str) -> CheckpointError:
+    """The error of a file that contradicts itself; `why` is a clause."""
     return CheckpointError(f"{path.name} is corrupt: {why}; download it again.")

@@ -59,6 +59,18 @@ UMT5_HF = (  # transformers' UMT5EncoderModel, and ComfyUI's repackaged text enc
     ("encoder.final_layer_norm", "norm"),
 )
 
+UMT5_GGUF = (  # llama.cpp's T5
+    ("token_embd", "token_embedding"),
+    ("enc.blk.#.attn_norm", "blocks.#.norm1"),
+    ("enc.blk.#.attn_rel_b", "blocks.#.pos_embedding.embedding"),
+    *((f"enc.blk.#.attn_{part}", f"blocks.#.attn.{part}") for part in "qkvo"),
+    ("enc.blk.#.ffn_norm", "blocks.#.norm2"),
+    ("enc.blk.#.ffn_gate", "blocks.#.ffn.gate.0"),
+    ("enc.blk.#.ffn_up", "blocks.#.ffn.fc1"),
+    ("enc.blk.#.ffn_down", "blocks.#.ffn.fc2"),
+    ("enc.output_norm", "norm"),
+)
+
 _DIT_BLOCK = (
     ("scale_shift_table", "modulation"),
     *(
@@ -162,28 +174,39 @@ VAE22_DIFFUSERS = _vae_table(
 class Layout:
     """How one source names the parameters of one kind of model.
 
-    kind: "dit", "vae", "umt5" or "clip_vision". marks: official or foreign names that only this layout has. table: to
-    the official names.
+    kind: "dit", "vae", "umt5" or "clip_vision". source: who names them so. marks: official or foreign names that only
+    this layout has. table: to the official names.
     """
 
     kind: str
+    source: str
     marks: tuple[str, ...]
     table: Table = ()
 
 
 PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.")
 LAYOUTS = (
-    Layout("dit", ("patch_embedding.weight", "head.modulation")),
-    Layout("dit", ("patch_embedding.weight", "condition_embedder.time_proj.weight"), DIT_DIFFUSERS),
-    Layout("vae", ("conv2.weight", "decoder.middle.0.residual.0.gamma")),
-    Layout("vae", ("post_quant_conv.weight", "encoder.down_blocks.0.norm1.gamma"), VAE21_DIFFUSERS),
-    Layout("vae", ("post_quant_conv.weight", "encoder.down_blocks.0.resnets.0.norm1.gamma"), VAE22_DIFFUSERS),
-    Layout("umt5", ("token_embedding.weight", "blocks.0.pos_embedding.embedding.weight")),
+    Layout("dit", "official", ("patch_embedding.weight", "head.modulation")),
+    Layout("dit", "diffusers", ("patch_embedding.weight", "condition_embedder.time_proj.weight"), DIT_DIFFUSERS),
+    Layout("vae", "official", ("conv2.weight", "decoder.middle.0.residual.0.gamma")),
+    Layout("vae", "diffusers", ("post_quant_conv.weight", "encoder.down_blocks.0.norm1.gamma"), VAE21_DIFFUSERS),
+    Layout(
+        "vae", "diffusers", ("post_quant_conv.weight", "encoder.down_blocks.0.resnets.0.norm1.gamma"), VAE22_DIFFUSERS
+    ),
+    Layout("umt5", "official", ("token_embedding.weight", "blocks.0.pos_embedding.embedding.weight")),
     # Only umT5 has a table of relative positions in every block: the first alone would also be an English T5.
-    Layout("umt5", ("shared.weight", "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"), UMT5_HF),
-    Layout("clip_vision", ("visual.cls_embedding", "visual.pre_norm.weight")),
-    Layout("clip_vision", ("vision_model.embeddings.class_embedding", "vision_model.pre_layrnorm.weight")),
-    Layout("clip_vision", ("embeddings.class_embedding", "pre_layrnorm.weight")),
+    Layout(
+        "umt5",
+        "transformers",
+        ("shared.weight", "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"),
+        UMT5_HF,
+    ),
+    Layout("umt5", "llama.cpp", ("token_embd.weight", "enc.blk.1.attn_rel_b.weight"), UMT5_GGUF),
+    Layout("clip_vision", "official", ("visual.cls_embedding", "visual.pre_norm.weight")),
+    Layout(
+        "clip_vision", "transformers", ("vision_model.embeddings.class_embedding", "vision_model.pre_layrnorm.weight")
+    ),
+    Layout("clip_vision", "transformers", ("embeddings.class_embedding", "pre_layrnorm.weight")),
 )
 
 # Other files that people choose by mistake: a pattern that one of their names matches, and what they hold.

@@ -196,10 +196,29 @@ def test_a_wan_file_in_the_wrong_place_is_named(golden, tmp_path):
         checkpoint.expect(tmp_path / "vae.safetensors", checkpoint.TEXT_ENCODER, "WanTextEncoderLoader")
 
 
-def test_one_part_of_a_model_is_named(golden, tmp_path):
-    path = tmp_path / "diffusion_pytorch_model-00002-of-00007.safetensors"
-    save_file(golden("dit_t2v").weights(), path)
-    assert "one of the 7 parts of a model" in refusal(path)
+def write_parts(weights, folder, name="diffusion_pytorch_model", count=3):
+    """The paths of `weights` dealt out over `count` files."""
+    paths = [folder / f"{name}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    for number, path in enumerate(paths):
+        save_file({key: weights[key] for key in list(weights)[number::count]}, path)
+    return paths
+
+
+def test_a_model_in_parts_is_loaded_from_any_of_them(golden, tmp_path):
+    weights = golden("dit_t2v").weights()
+    for path in write_parts(weights, tmp_path):
+        state_dict, variant, _ = checkpoint.load(path)
+        assert variant == "t2v"
+        assert_same(state_dict, weights)
+
+
+def test_a_missing_or_repeated_part_is_named(golden, tmp_path):
+    first, second, third = write_parts(golden("dit_t2v").weights(), tmp_path)
+    second.unlink()
+    assert f"{second.name} is missing" in refusal(first)
+    second.write_bytes(third.read_bytes())
+    with pytest.raises(CheckpointError, match="repeats"):
+        checkpoint.load(first)
 
 
 def test_contradicting_shapes_are_named_with_the_file(golden, tmp_path):
@@ -233,13 +252,12 @@ def test_a_truncated_file_is_named(write, keep, golden, tmp_path):
         (b"", "has only 0 bytes"),
         (b"<!DOCTYPE html><html><body>Sign in to download</body></html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 28577071\n", "a git-lfs pointer"),
-        (b"GGUF\x03\x00\x00\x00" + bytes(64), "a GGUF file"),
         (b'{"error": "Invalid credentials in Authorization header"}', "a JSON text"),
         (pickle.dumps({"w": [1.0] * 99}), "a bare pickle"),
-        (bytes(range(200)), "neither a safetensors file nor a PyTorch archive"),
-        (struct.pack("<Q", 2**40) + b"{" + bytes(64), "neither a safetensors file"),
+        (bytes(range(200)), "no safetensors file, GGUF file or PyTorch archive"),
+        (struct.pack("<Q", 2**40) + b"{" + bytes(64), "no safetensors file"),
     ],
-    ids=["empty", "html", "lfs", "gguf", "json", "pickle", "noise", "huge header"],
+    ids=["empty", "html", "lfs", "json", "pickle", "noise", "huge header"],
 )
 def test_what_is_no_weights_file_is_named(content, what, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(content)

@@ -1,0 +1,104 @@
+"""Writes model files in the forms that other programs make, from plain weights."""
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import sentencepiece
+import torch
+from safetensors.torch import save_file
+
+BULK = (
+    ".q.weight",
+    ".k.weight",
+    ".v.weight",
+    ".o.weight",
+    "ffn.0.weight",
+    "ffn.2.weight",
+)  # what is quantised in a DiT
+
+
+def fp8_scaled(weights: dict, form: str, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[dict, dict, dict]:
+    """(tensors, header metadata, what they mean in float32). form: "old", "new" or "header", by where the marks are."""
+    tensors, metadata, meaning, layers = dict(weights), {}, dict(weights), {}
+    for name, weight in weights.items():
+        if name.endswith(BULK) or name == "head.head.weight":
+            layer = name.removesuffix(".weight")
+            scale = weight.abs().max() / torch.finfo(dtype).max
+            tensors[name] = (weight / scale).to(dtype)
+            meaning[name] = tensors[name].float() * scale
+            tensors[layer + (".scale_weight" if form == "old" else ".weight_scale")] = scale
+            layers[layer] = {"format": "float8_e4m3fn" if dtype == torch.float8_e4m3fn else "float8_e5m2"}
+    if form == "old":
+        tensors["scaled_fp8"] = torch.empty(0, dtype=dtype)
+    elif form == "new":
+        for layer, mark in layers.items():
+            tensors[layer + ".comfy_quant"] = torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8)
+    else:
+        metadata["_quantization_metadata"] = json.dumps({"format_version": "1.0", "layers": layers})
+    return tensors, metadata, meaning
+
+
+def random_packed(shape: tuple[int, ...], kind: gguf.GGMLQuantizationType, seed: int) -> np.ndarray:
+    """Random blocks of a format that the `gguf` package can unpack but not make, with small scales: (rows, bytes)."""
+    values, size = gguf.GGML_QUANT_SIZES[kind]
+    generator = np.random.default_rng(seed)
+    blocks = generator.integers(0, 256, (int(np.prod(shape)) // values, size), dtype=np.uint8)
+    scales = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}[kind.name]
+    for start in scales:
+        blocks[:, start : start + 2] = np.array([2e-5], dtype=np.float16).view(np.uint8)
+    return blocks.reshape(shape[0], -1)
+
+
+def write_gguf(path: Path, weights: dict, kind: str, arch: str = "wan", bulk=BULK, spiece: bytes | None = None) -> dict:
+    """Writes `weights` with those whose name ends in `bulk` packed as `kind`; returns what they mean in float32."""
+    writer, meaning = gguf.GGUFWriter(path, arch), {}
+    packed_kind = gguf.GGMLQuantizationType[kind]
+    for name, weight in weights.items():
+        data = weight.float().numpy()
+        if data.ndim > 4:  # GGUF has four sides
+            writer.add_array(f"comfy.gguf.orig_shape.{name}", list(data.shape))
+            data = data.reshape(*data.shape[:3], -1)
+        if not name.endswith(bulk):
+            writer.add_tensor(name, data)
+            meaning[name] = weight.float()
+            continue
+        if kind.endswith("_K"):
+            packed = random_packed(data.shape, packed_kind, len(name))
+        else:
+            packed = gguf.quantize(data, packed_kind)
+        writer.add_tensor(name, packed, raw_dtype=packed_kind)
+        meaning[name] = torch.from_numpy(gguf.dequantize(packed, packed_kind)).reshape(weight.shape)
+    if spiece:
+        _add_tokenizer(writer, spiece)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return meaning
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, model: bytes) -> None:
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    types = []
+    for index in range(processor.get_piece_size()):
+        flags = (processor.is_unknown(index), processor.is_control(index), processor.is_unused(index))
+        types.append(dict(zip(flags, (2, 3, 5), strict=True)).get(True, 6 if processor.is_byte(index) else 1))
+    writer.add_tokenizer_model("t5")
+    writer.add_token_list([processor.id_to_piece(index) for index in range(len(types))])
+    writer.add_token_scores([processor.get_score(index) for index in range(len(types))])
+    writer.add_token_types(types)
+    writer.add_add_space_prefix(True)
+    writer.add_remove_extra_whitespaces(True)
+    writer.add_unk_token_id(processor.unk_id())
+    writer.add_eos_token_id(processor.eos_id())
+    writer.add_pad_token_id(processor.pad_id())
+
+
+def write_parts(path: Path, weights: dict, count: int = 3) -> Path:
+    """Deals `weights` out over `count` files beside `path`, named after it; returns the first."""
+    paths = [path.with_name(f"{path.stem}-{number:05}-of-{count:05}.safetensors") for number in range(1, count + 1)]
+    for number, part in enumerate(paths):
+        save_file({key: weights[key].contiguous() for key in list(weights)[number::count]}, part)
+    return paths[0]

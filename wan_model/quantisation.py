@@ -1,0 +1,87 @@
+"""Scaled fp8 weights in one form, whatever their file calls their scales.
+
+ComfyUI's current form has, beside a quantised `X.weight`, a `X.weight_scale`, perhaps a `X.input_scale`, and a marker
+`X.comfy_quant`: a JSON text as bytes, such as {"format": "float8_e4m3fn"}.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+FP8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
+OLD_NAMES = {".scale_weight": ".weight_scale", ".scale_input": ".input_scale"}
+MARKER = ".comfy_quant"
+PACKED_MARKER = ".ggml_type"  # this pack's own: beside a `X.weight` of GGUF bytes, the number of their format
+
+
+def header_layers(metadata: Mapping[str, str]) -> dict[str, dict]:
+    """The quantised layers that a safetensors header lists, by their name in the file.
+
+    Raises ValueError for a list that is no such thing.
+    """
+    try:
+        layers = json.loads(metadata.get("_quantization_metadata", '{"layers": {}}'))["layers"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        layers = None
+    if not isinstance(layers, dict) or not all(isinstance(layer, dict) for layer in layers.values()):
+        raise ValueError("the list of quantised layers in its header is damaged: download it again.")
+    return layers
+
+
+def mark_layers(state_dict: Mapping[str, Tensor], layers: Mapping[str, dict]) -> dict[str, Tensor]:
+    """`state_dict` in the current form. layers: those that the header lists, by official name."""
+    whole = state_dict.get("scaled_fp8")  # the old form's mark of the whole file; two values: multiply in float
+    common = {"full_precision_matrix_mult": True} if whole is not None and whole.numel() == 2 else {}
+    marked = {}
+    for name, tensor in state_dict.items():
+        suffix = next((old for old in OLD_NAMES if name.endswith(old)), None)
+        if name == "scaled_fp8" or (suffix == ".scale_input" and tensor.numel() == 1 and tensor.item() == 1):
+            continue
+        marked[name.removesuffix(suffix) + OLD_NAMES[suffix] if suffix else name] = tensor
+    for name in list(marked):
+        layer = name.removesuffix(".weight_scale")
+        weight = marked.get(layer + ".weight")
+        if layer != name and layer not in layers and weight is not None and weight.dtype in FP8:
+            marked.setdefault(layer + MARKER, _as_bytes({"format": FP8[weight.dtype], **common}))
+    for layer, form in layers.items():
+        marked.setdefault(layer + MARKER, _as_bytes(form))
+    return marked
+
+
+def unscale(state_dict: Mapping[str, Tensor], names: re.Pattern) -> dict[str, Tensor]:
+    """`state_dict` with the scaled fp8 weights of the layers that match `names` as float32, unmarked."""
+    extras = (".weight_scale", ".input_scale", MARKER)
+    layers = {
+        name.removesuffix(".weight_scale")
+        for name in state_dict
+        if name.endswith(".weight_scale") and names.match(name) and state_dict[name[: -len("_scale")]].dtype in FP8
+    }
+    unscaled = {}
+    for name, tensor in state_dict.items():
+        layer, _, last = name.rpartition(".")
+        if layer not in layers:
+            unscaled[name] = tensor
+        elif last == "weight":
+            unscaled[name] = tensor.float() * state_dict[name + "_scale"].float()
+        elif "." + last not in extras:
+            unscaled[name] = tensor
+    return unscaled
+
+
+def marked_layers(state_dict: Mapping[str, Tensor]) -> dict[str, dict]:
+    """The form of each layer of `state_dict` that has a marker. Raises ValueError for a marker that is damaged."""
+    forms = {}
+    for name, tensor in state_dict.items():
+        if name.endswith(MARKER):
+            try:
+                forms[name.removesuffix(MARKER)] = dict(json.loads(tensor.numpy().tobytes()))
+            except (ValueError, TypeError, RecursionError):
+                raise ValueError(f"The weights are corrupt: {name} is no JSON text; download the file again.") from None
+    return forms
+
+
+def _as_bytes(form: dict) -> Tensor:
+    return torch.tensor(list(json.dumps(form).encode()), dtype=torch.uint8)
