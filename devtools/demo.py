@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 import torch
 
-from tiny import random_weights
+from tiny import examples, random_weights
 
 from .client import Client, PromptError
 from .environment import ROOT, SetupError, step
@@ -85,6 +85,7 @@ def run(comfyui: Path, base: Path, workflow: dict, text: str | None) -> list[Pat
     """Run `workflow` on a server of the host `comfyui` with the files under `base`; return the files it wrote."""
     with step("Demo checkpoints (random weights: the video will be noise)"):
         random_weights.write(base / "models")
+        examples.write(base / "input")
     cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     with Server(sys.executable, comfyui, base, cpu=cpu) as server:
         client = Client(server.url)

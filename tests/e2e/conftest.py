@@ -9,7 +9,7 @@ import pytest
 from devtools import host
 from devtools.client import Client
 from devtools.server import Server
-from tiny import random_weights
+from tiny import examples, random_weights
 
 
 @pytest.fixture(scope="session")
@@ -23,10 +23,11 @@ def comfyui() -> Path:
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> Path:
-    """The server's own folder, with the random-weight checkpoints in its models."""
+    """The server's own folder, with the random-weight checkpoints in its models and the examples in its input."""
     folder = tmp_path_factory.mktemp("base")
     host.prepare_base(folder)
     random_weights.write(folder / "models")
+    examples.write(folder / "input")
     return folder
 
 
