@@ -107,7 +107,7 @@ FILES = (
         for seed, noise in enumerate(("high", "low"))
     ),
     _dit("wan2.2_ti2v", ("wan2.2_ti2v_5B_fp16.safetensors",), "official/wan2.2_ti2v_5B"),
-    _vae("tiny_random_wan2.1_vae.safetensors", ("wan_2.1_vae.safetensors",), "official/wan2.1_vae", {96: 16}),
+    _vae("tiny_random_wan2.1_vae.safetensors", ("wan_2.1_vae.safetensors",), "official/wan2.1_vae", {96: 8}),
     _vae(
         "tiny_random_wan2.2_vae.safetensors",
         ("wan2.2_vae.safetensors",),
