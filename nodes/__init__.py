@@ -6,6 +6,7 @@ from .clip_vision import WanClipVision, WanClipVisionLoader
 from .conditioning import WanConditioning
 from .latent import WanEmptyLatent
 from .loaders import WanModelLoader, WanVAELoader
+from .lora import WanLoraLoader
 from .sampler import WanSampler
 from .text import WanTextEncode, WanTextEncoderLoader
 from .vace import WanVACE
@@ -19,6 +20,7 @@ class WanExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             WanModelLoader,
+            WanLoraLoader,
             WanVAELoader,
             WanTextEncoderLoader,
             WanTextEncode,

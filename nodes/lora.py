@@ -1,0 +1,63 @@
+"""LoRAs on a model."""
+
+from comfy_api.latest import io
+
+from ..host import files
+from ..host import lora as host_lora
+from ..host.messages import say
+
+FOLDER, NONE = "loras", "none"
+SLOTS = (1, 2, 3, 4)
+
+
+class WanLoraLoader(io.ComfyNode):
+    """MODEL with up to four LoRAs."""
+
+    @classmethod
+    def define_schema(cls):
+        options = [NONE, *files.names(FOLDER)]
+        slots = (
+            (
+                io.Combo.Input(
+                    f"lora_{slot}",
+                    options=options,
+                    default=NONE,
+                    tooltip="A LoRA for this size of Wan in models/loras, from any trainer.",
+                ),
+                io.Float.Input(
+                    f"strength_{slot}",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How much of its change is added. 0 leaves the model as it is.",
+                ),
+            )
+            for slot in SLOTS
+        )
+        return io.Schema(
+            node_id="WanLoraLoader",
+            display_name="Wan LoRA Loader",
+            category="Wan/loaders",
+            description=(
+                "Adds LoRAs to a Wan model and says how many of their keys matched. For Wan 2.2 A14B use one node for "
+                "each expert, or the same for both. Changing a strength does not load the model again."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="A Wan model, from WanModelLoader or another loader."),
+                *(item for slot in slots for item in slot),
+            ],
+            outputs=[io.Model.Output()],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, **slots) -> io.NodeOutput:
+        reports = []
+        for slot in SLOTS:
+            name, strength = slots[f"lora_{slot}"], slots[f"strength_{slot}"]
+            if name != NONE and strength != 0:
+                model, report = host_lora.apply(model, files.path(FOLDER, name), strength)
+                reports.append(str(report))
+        say(cls.hidden.unique_id, "\n".join(reports) or "no LoRA")
+        return io.NodeOutput(model)
