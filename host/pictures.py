@@ -17,10 +17,10 @@ UNMENTIONED = 0.05  # part of a picture that may be cropped without a word
 
 
 def check(images: torch.Tensor, title: str, width: int, height: int) -> None:
-    """Raises ValueError where `images` (N, H, W, C) hold nothing that fits a clip of width x height.
+    """Raises ValueError where `images` (N, H, W, C) cannot be frames of a clip of width x height.
 
-    That are no frames, other channels than grey, RGB and RGBA, and sides too short or too long for each other.
-    title: the input for the message, as "start_image of WanConditioning".
+    They cannot where there are none, with other channels than grey, RGB or RGBA, and with sides too short or too
+    different. title: the input for the message, as "start_image of WanConditioning".
     """
     frames, rows, columns, channels = images.shape
     if frames == 0 or channels not in (1, 3, 4):
@@ -41,14 +41,16 @@ def rgb(images: torch.Tensor, title: str, width: int, height: int) -> torch.Tens
     return images.expand(-1, -1, -1, 3) if images.shape[-1] == 1 else images[..., :3]
 
 
-def lost(title: str, images: torch.Tensor, width: int, height: int) -> list[str]:
-    """What to tell of the part of `images` (N, H, W, C) that `fit` crops: one sentence, or none where it is little."""
+def lost(title: str, images: torch.Tensor | None, width: int, height: int) -> list[str]:
+    """What to tell of the part of `images` (N, H, W, C) that `fit` crops; nothing where it is little or none."""
+    if images is None:
+        return []
     rows, columns = images.shape[1:3]
     ratio = columns * height / (rows * width)
     part = 1 - min(ratio, 1 / ratio)
-    side = "left and right" if ratio > 1 else "top and bottom"
     if part <= UNMENTIONED:
         return []
+    side = "left and right" if ratio > 1 else "top and bottom"
     return [f"{title} is {columns}x{rows}: {part:.0%} of it, at its {side}, is outside the clip"]
 
 
@@ -64,8 +66,11 @@ def fit(images: torch.Tensor, width: int, height: int) -> Iterator[torch.Tensor]
 
 def fit_inside(image: torch.Tensor, width: int, height: int) -> torch.Tensor:
     """One frame (H, W, 3) as (1, 3, 1, height, width), whole and centred on white (`prepare_source` of wan/vace.py)."""
-    scale = min(height / image.shape[0], width / image.shape[1])
-    rows, columns = int(image.shape[0] * scale), int(image.shape[1] * scale)
+    rows, columns = image.shape[:2]
+    if columns * height > rows * width:
+        rows, columns = rows * width // columns, width
+    else:
+        rows, columns = height, columns * height // rows
     canvas = image.new_ones(1, 3, 1, height, width)
     top, left = (height - rows) // 2, (width - columns) // 2
     scaled = F.interpolate(image.movedim(-1, 0).unsqueeze(0), size=(rows, columns), mode="bilinear")

@@ -43,9 +43,9 @@ def frame_masks(mask: torch.Tensor | None, video: torch.Tensor | None, clip: Cli
     return mask.expand(frames, -1, -1, -1)
 
 
-def length_notes(clip: Clip, video: torch.Tensor) -> list[str]:
+def length_notes(clip: Clip, video: torch.Tensor | None) -> list[str]:
     """What to tell of a control video (N, H, W, C) that is shorter or longer than the clip; nothing where it is not."""
-    frames = video.shape[0]
+    frames = clip.length if video is None else video.shape[0]
     if frames == clip.length:
         return []
     if frames > clip.length:

@@ -74,18 +74,17 @@ class WanConditioning(io.ComfyNode):
         clip_vision_output=None,
     ) -> io.NodeOutput:
         clip = host_conditioning.new_clip(vae, width, height, length, batch_size)
-        images, notes = {}, [str(clip)]
-        for title, image in (("start_image", start_image), ("end_image", end_image)):
-            images[title] = None
-            if image is not None:
-                images[title] = pictures.rgb(image, f"{title} of WanConditioning", clip.width, clip.height)
-                notes += pictures.lost(title, image, clip.width, clip.height)
-        start, end = images.values()
+        start, end = (
+            None if image is None else pictures.rgb(image, f"{title} of WanConditioning", clip.width, clip.height)
+            for title, image in (("start_image", start_image), ("end_image", end_image))
+        )
         host_conditioning.check_frames(clip, start, end)
         entries = {}
         if clip_vision_output is not None:
             entries = host_conditioning.clip_vision_entries(clip_vision_output, batch_size)
-        say(cls.hidden.unique_id, ". ".join(notes))
+        notes = pictures.lost("start_image", start, clip.width, clip.height)
+        notes += pictures.lost("end_image", end, clip.width, clip.height)
+        say(cls.hidden.unique_id, ". ".join([str(clip), *notes]))
 
         tile = (tile_height, tile_width)
         latent = {"samples": torch.zeros(clip.latent)}

@@ -86,16 +86,16 @@ class WanVACE(io.ComfyNode):
     ) -> io.NodeOutput:
         clip = host_conditioning.new_clip(vae, width, height, length, batch_size)
         host_vace.check_vae(clip)
-        references, notes = [], [str(clip)]
+        references = []
         if reference_image is not None:
             references = list(pictures.rgb(reference_image, "reference_image of WanVACE", clip.width, clip.height))
         if control_video is not None:
             control_video = pictures.rgb(control_video, "control_video of WanVACE", clip.width, clip.height)
-            notes += pictures.lost("control_video", control_video, clip.width, clip.height)
-            notes += host_vace.length_notes(clip, control_video)
         mask = host_vace.frame_masks(control_mask, control_video, clip)
         host_vace.check_previous(positive, clip, len(references))
-        say(cls.hidden.unique_id, ". ".join(notes))
+        notes = pictures.lost("control_video", control_video, clip.width, clip.height)
+        notes += host_vace.length_notes(clip, control_video)
+        say(cls.hidden.unique_id, ". ".join([str(clip), *notes]))
 
         tile = (tile_height, tile_width)
         entries = host_vace.context_entries(vae, clip, control_video, mask, references, strength, tile)
