@@ -15,12 +15,13 @@ import torch
 
 from ..wan_model import checkpoint, geometry
 from ..wan_model.configs import TIME_STRIDE
-from ..wan_model.vae import make_vae, vae_config
+from ..wan_model.vae import fit_decode, fit_encode, make_vae, plan_decode, plan_encode, vae_config
 from .messages import latents
 from .model import DTYPES, make_patcher, place
 
 WORKING_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 AUTO = (0, 0)  # tile: chosen from the free memory
+USABLE = 0.8  # of the free memory: the rest is for the backend's workspaces and for what the estimate misses
 
 
 def load(path: str, decode_dtype: str = "auto", encode_dtype: str = "auto") -> "HostVAE":
@@ -60,8 +61,8 @@ class HostVAE(comfy.sd.VAE):
         self.extra_1d_channel = self.pad_channel_value = self.format_encoded = None
         self.process_input = lambda image: image * 2 - 1
         self.process_output = lambda image: image.add_(1).div_(2).clamp_(0, 1)
-        self.memory_used_decode = lambda shape, dtype: 7000 * shape[3] * shape[4] * stride**2 * dtype.itemsize
-        self.memory_used_encode = lambda shape, dtype: 6000 * shape[3] * shape[4] * dtype.itemsize
+        self.memory_used_decode = lambda shape, dtype: plan_decode(config, shape, None, dtype).peak_bytes
+        self.memory_used_encode = lambda shape, dtype: plan_encode(config, shape, None, dtype).peak_bytes
 
         self.first_stage_model = self.build(state_dict)
         self.patcher = make_patcher(self.first_stage_model, self.device, comfy.model_management.vae_offload_device())
@@ -126,12 +127,12 @@ class HostVAE(comfy.sd.VAE):
     def decode_chunks(self, samples, tile=AUTO) -> Iterator[torch.Tensor]:
         """Images (B, 1 or 4, H, W, 3) over time, off the device; arguments as in `decode`."""
         shape = tuple(samples.shape)
-        tile = self.prepare(shape, tile, self.vae_dtype, self.memory_used_decode)
         stream = self.first_stage_model.decode_stream(
-            samples.to(device=self.device, dtype=self.vae_dtype),
-            tile=tile,
-            park=comfy.model_management.vae_offload_device(),
+            samples,
+            device=self.device,
+            dtype=self.vae_dtype,
             on_step=StepProgress(shape[2]),
+            **self.prepare(shape, tile, self.vae_dtype, plan_decode, fit_decode),
         )
         for chunk in resumed(stream):
             image = self.process_output(chunk.to(device=self.output_device, dtype=self.vae_output_dtype(), copy=True))
@@ -139,21 +140,34 @@ class HostVAE(comfy.sd.VAE):
 
     def encode_chunks(self, chunks, shape, tile=AUTO) -> Iterator[torch.Tensor]:
         """Latents (B, C, 1, h, w) over time of `chunks` (B, 3, t, H, W) in [0, 1], whose whole is of `shape`."""
-        tile = self.prepare(shape, tile, self.encode_dtype, self.memory_used_encode)
         placed = (self.process_input(chunk).to(device=self.device, dtype=self.encode_dtype) for chunk in chunks)
         stream = self.first_stage_model.encode_stream(
             placed,
-            tile=tile,
-            park=comfy.model_management.vae_offload_device(),
             on_step=StepProgress(geometry.latent_frames(shape[2])),
+            **self.prepare(shape, tile, self.encode_dtype, plan_encode, fit_encode),
         )
         for latent in resumed(stream):
             yield latent.to(device=self.output_device, dtype=self.vae_output_dtype())
 
-    def prepare(self, shape, tile, dtype, needed):
-        """Loads the VAE on its device with room for the work; returns the tile to work in, None for whole frames."""
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=needed(shape, dtype))
-        return None if tile == AUTO else whole_sides(tile, shape, needed == self.memory_used_decode, self.config)
+    def prepare(self, shape, tile, dtype, plan, fit) -> dict:
+        """Loads the VAE on its device with room for the work; returns the stream's `tile` and where its tiles `park`.
+
+        tile: as in `decode`; for `AUTO` the largest that fits in what is free once the host has made room.
+        """
+        if tile == AUTO:
+            chosen = None
+        else:
+            scale = self.config.stride if plan is plan_decode else 1
+            chosen = (tile[0] or shape[-2] * scale, tile[1] or shape[-1] * scale)
+        needed = plan(self.config, shape, chosen, dtype).peak_bytes
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=needed)
+        budget = comfy.model_management.get_free_memory(self.device) * USABLE
+        if tile == AUTO:
+            chosen = fit(self.config, shape, budget, dtype)
+        work = plan(self.config, shape, chosen, dtype)
+        logging.info("Wan VAE: %s", work)
+        stays = work.peak_bytes + work.parked_bytes <= budget
+        return {"tile": chosen, "park": self.device if stays else comfy.model_management.vae_offload_device()}
 
 
 def resumed(stream) -> Iterator[torch.Tensor]:
@@ -202,12 +216,6 @@ def encode(vae, images, tile=AUTO) -> torch.Tensor:
     if tile == AUTO:
         return vae.encode(images)
     return vae.encode_tiled(images, tile_y=tile[0] or None, tile_x=tile[1] or None)
-
-
-def whole_sides(tile, shape, latent: bool, config) -> tuple[int, int]:
-    """`tile` with its zeros replaced by the frame's size in pixels; `shape` is of a latent or of a video."""
-    scale = config.stride if latent else 1
-    return tile[0] or shape[-2] * scale, tile[1] or shape[-1] * scale
 
 
 def latent_shape(vae, batch: int, frames: int, height: int, width: int) -> tuple[int, int, int, int, int]:

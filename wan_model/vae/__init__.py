@@ -1,7 +1,19 @@
 """The causal VAEs of Wan 2.1 and 2.2 as streams: any length in fixed memory, exact tiles."""
 
 from .model import WanVAE, build_vae, make_vae, vae_config
+from .plan import fit_decode, fit_encode, plan_decode, plan_encode
 from .stream import Stream
 from .tiling import TilePlan
 
-__all__ = ["Stream", "TilePlan", "WanVAE", "build_vae", "make_vae", "vae_config"]
+__all__ = [
+    "Stream",
+    "TilePlan",
+    "WanVAE",
+    "build_vae",
+    "fit_decode",
+    "fit_encode",
+    "make_vae",
+    "plan_decode",
+    "plan_encode",
+    "vae_config",
+]

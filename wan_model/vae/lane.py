@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
-from .causal import Cache
+from .causal import Cache, Upsample
 from .region import Region
 from .vae22 import Fork, Join
+
+STRIP = 2  # frames that pass the blocks after the last doubling of time together: fewer frames, less memory
 
 
 def regions(blocks: Sequence, out: Region) -> list[Region]:
@@ -15,6 +17,15 @@ def regions(blocks: Sequence, out: Region) -> list[Region]:
     for block in reversed(blocks):
         needed.append(block.reads(needed[-1]))
     return needed[::-1]
+
+
+def last_doubling(blocks: Sequence) -> int:
+    """The index after which no block changes the number of frames, or 0 where none doubles it."""
+    doubling = [i for i, block in enumerate(blocks) if isinstance(block, Upsample) and block.time_conv is not None]
+    if not doubling:
+        return 0
+    at = doubling[-1] + 1
+    return at + int(isinstance(blocks[at], Join))
 
 
 class Lane:
@@ -28,6 +39,7 @@ class Lane:
         self.blocks = blocks
         self.regions = regions(blocks, out)
         self.caches: list[Cache] = [None] * len(blocks)
+        self.strip_at = last_doubling(blocks)
         self.done = 0  # chunks finished in the current window
         self._drop()
 
@@ -48,20 +60,28 @@ class Lane:
 
     def _drop(self) -> None:
         self._at, self._x, self._skip = 0, None, None
+        self._strips: tuple[torch.Tensor, ...] = ()  # of this chunk, still to pass the blocks from `strip_at` on
+        self.ahead = 0  # frames of this chunk that were handed over
 
     def start(self, x: torch.Tensor) -> None:
         """Take the next chunk: x (B, C, T, H, W) on `reads`."""
         self._x = x
 
     def run(self) -> torch.Tensor:
-        """Bring the chunk to the end of the blocks and hand it over, on `out`; `finish` then lets go of it."""
+        """Bring the chunk, or the next strip of it, to the end of the blocks: (B, C, t, H, W) on `out`.
+
+        `advance` then lets go of it.
+        """
         while self._at < len(self.blocks):
+            if self._at == self.strip_at > 0 and self._x.shape[2] > STRIP:
+                self._x, *strips = self._x.split(STRIP, dim=2)
+                self._strips = tuple(strips)
             block, out = self.blocks[self._at], self.regions[self._at + 1]
             x, skip, cache = self._x, self._skip, self.caches[self._at]
             if isinstance(block, Join):
                 at, shortcut = skip[0], block.shortcut
                 saved = self.regions[at].crop(skip[1], shortcut.reads(out))
-                x = x + shortcut(saved, out, first=cache is None)
+                x = shortcut(saved, x, out, first=cache is None)
                 skip, cache = None, ()
             elif isinstance(block, Fork):
                 skip, cache = (self._at, x), ()
@@ -71,10 +91,20 @@ class Lane:
             self._at += 1
         return self._x
 
-    def finish(self) -> None:
-        """Count the chunk as done."""
-        self._drop()
-        self.done += 1
+    @property
+    def left(self) -> int:
+        """Frames of this chunk still to be handed over after the ones that `run` gave."""
+        return sum(strip.shape[2] for strip in self._strips)
+
+    def advance(self) -> None:
+        """Go on to the chunk's next strip, or count it as done."""
+        if self._strips:
+            self.ahead += self._x.shape[2]
+            self._x, *strips = self._strips
+            self._at, self._strips = self.strip_at, tuple(strips)
+        else:
+            self._drop()
+            self.done += 1
 
     def cut(self, outs: Sequence[Region]) -> list["Lane"]:
         """The same work at the same point, on parts of this lane's rectangle."""
@@ -82,7 +112,7 @@ class Lane:
 
     def _part(self, out: Region) -> "Lane":
         part = Lane(self.blocks, out)
-        part.done, part._at = self.done, self._at
+        part.done, part.ahead, part._at = self.done, self.ahead, self._at
         for i, block in enumerate(self.blocks):
             if self.caches[i] is not None:
                 held = zip(
@@ -91,6 +121,8 @@ class Lane:
                 part.caches[i] = tuple(whole.crop(x, inner).clone() for x, whole, inner in held)
         if self.busy:
             part._x = self.regions[self._at].crop(self._x, part.regions[self._at])
+            strips = (self.regions[self.strip_at].crop(x, part.regions[self.strip_at]) for x in self._strips)
+            part._strips = tuple(strips)
             if self._skip is not None:
                 at, x = self._skip
                 part._skip = at, self.regions[at].crop(x, part.regions[at])

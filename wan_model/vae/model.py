@@ -1,6 +1,6 @@
 """The Wan VAE: recognised from a checkpoint's names and shapes, encoded and decoded as a stream."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import torch
@@ -9,8 +9,8 @@ from torch import nn
 from ..configs import TIME_STRIDE, VAEConfig
 from . import vae21, vae22
 from .causal import Downsample, Means, causal_conv3d
-from .stream import LONG_WINDOW, Regroup, Stream
-from .tiling import TilePlan, cores
+from .stream import Regroup, Stream
+from .tiling import TilePlan, cut, latent_tile, tile_plan
 
 VERSIONS = {"2.1": vae21, "2.2": vae22}
 
@@ -56,25 +56,33 @@ class WanVAE(nn.Module):
         return video
 
     def decode_stream(
-        self, latent: torch.Tensor, *, tile: tuple[int, int] | None = None, park=None, output_device=None, on_step=None
+        self,
+        latent: torch.Tensor,
+        *,
+        tile: tuple[int, int] | None = None,
+        device=None,
+        dtype: torch.dtype | None = None,
+        park=None,
+        output_device=None,
+        on_step=None,
     ) -> Stream:
         """Iterator over the decoded video in time: (B, 3, 1, H, W), then (B, 3, 4, H, W) for each further latent.
 
-        park, output_device, on_step: see `Stream`. Raises ValueError for a wrong channel count and tiles that are too
-        small.
+        device, dtype: where and in what to compute, to which each latent frame is taken when its turn comes (default:
+        the latent's own). park, output_device, on_step: see `Stream`. Raises ValueError for a wrong channel count and
+        tiles that are too small.
         """
         if latent.ndim != 5 or latent.shape[1] != self.config.latent_channels:
             raise ValueError(
                 f"This VAE (Wan {self.config.version}) decodes latents of {self.config.latent_channels} channels, "
                 f"(B, C, F, H, W), but got {tuple(latent.shape)}: load the VAE that belongs to the model."
             )
-        stride = self.config.stride
-        height, width = latent.shape[3] * stride, latent.shape[4] * stride
-        plan = TilePlan(cores(height, width, tile, stride), stride, 1 if tile is None else LONG_WINDOW)
+        device, dtype = device or latent.device, dtype or latent.dtype
+        plan = decode_plan(self, latent.shape, tile, dtype.itemsize)
         frames = latent.shape[2]
-        sources = iter(latent[:, :, k : k + 1] for k in range(frames))
+        sources = (latent[:, :, k : k + 1].to(device=device, dtype=dtype) for k in range(frames))
         options = {"park": park, "output_device": output_device, "on_step": on_step}
-        return Stream(sources, self.decode_blocks(), plan, device=latent.device, total=frames, **options)
+        return Stream(sources, self.decode_blocks(), plan, device=device, total=frames, **options)
 
     def encode_stream(
         self,
@@ -102,30 +110,41 @@ class WanVAE(nn.Module):
                 f"This VAE (Wan {self.config.version}) encodes video (B, 3, T, H, W) whose sides are multiples of "
                 f"{stride}, but got {tuple(first.shape)}: crop or resize it."
             )
-        plan = TilePlan(
-            cores(height // stride, width // stride, tile and tuple(x // stride for x in tile), 1),
-            1,
-            1 if tile is None else LONG_WINDOW,
-        )
+        plan = encode_plan(self, first.shape, tile, first.element_size())
         sources = Regroup(chain([first], pieces))
         return Stream(sources, self.encode_blocks(), plan, device=device or first.device, park=park, on_step=on_step)
 
     def decode_blocks(self) -> tuple[list, list, list]:
         """The decoder as blocks: on whole frames, in tiles, and none after."""
         decoder, version = self.decoder, VERSIONS[self.config.version]
+        blocks = version.decoder_blocks(decoder)
+        whole = [self.conv2, decoder.conv1, *decoder.middle, *blocks[: version.WHOLE]]
         last = [vae22.Unpatchify()] if self.config.patch == 2 else []
-        front = [self.conv2, decoder.conv1, *decoder.middle]
-        return front, [*version.decoder_blocks(decoder), decoder.head, *last], []
+        return whole, [*blocks[version.WHOLE :], decoder.head, *last], []
 
     def encode_blocks(self) -> tuple[list, list, list]:
         """The encoder as blocks: none before, in tiles, and the rest on whole frames."""
         encoder, version = self.encoder, VERSIONS[self.config.version]
         first = [vae22.Patchify()] if self.config.patch == 2 else []
         blocks = version.encoder_blocks(encoder)
-        cut = max(i for i, block in enumerate(blocks) if isinstance(block, Downsample)) + 1
-        cut += int(isinstance(blocks[cut], vae22.Join))
-        rest = [*blocks[cut:], *encoder.middle, encoder.head, self.conv1, Means(self.config.latent_channels)]
-        return [], [*first, encoder.conv1, *blocks[:cut]], rest
+        small = max(i for i, block in enumerate(blocks) if isinstance(block, Downsample)) + 1  # at latent resolution
+        small += int(isinstance(blocks[small], vae22.Join))
+        rest = [*blocks[small:], *encoder.middle, encoder.head, self.conv1, Means(self.config.latent_channels)]
+        return [], [*first, encoder.conv1, *blocks[:small]], rest
+
+
+def decode_plan(vae: WanVAE, shape: Sequence[int], tile: tuple[int, int] | None, itemsize: int) -> TilePlan:
+    """The plan of decoding a latent of `shape` (B, C, F, H, W) in tiles of (height, width) pixels."""
+    stride = vae.config.stride
+    cores = cut(shape[3] * stride, shape[4] * stride, latent_tile(tile, stride), stride)
+    return tile_plan(vae.decode_blocks(), cores, stride, stride, 1, itemsize * shape[0])
+
+
+def encode_plan(vae: WanVAE, shape: Sequence[int], tile: tuple[int, int] | None, itemsize: int) -> TilePlan:
+    """The plan of encoding a video of `shape` (B, 3, T, H, W) in tiles of (height, width) pixels."""
+    stride = vae.config.stride
+    cores = cut(shape[3] // stride, shape[4] // stride, latent_tile(tile, stride), 1)
+    return tile_plan(vae.encode_blocks(), cores, 1, stride, TIME_STRIDE, itemsize * shape[0])
 
 
 def make_vae(config: VAEConfig, *, ops=torch.nn, dtype=None, device=None) -> WanVAE:

@@ -43,7 +43,7 @@ class Stream:
         on_step: OnStep | None = None,
     ):
         before, tiled, after = blocks
-        self.window, self.unit = plan.window, plan.unit
+        self.window, self.unit, self.stride = plan.window, plan.unit, plan.stride
         self.device, self.park, self.output_device = device, park or device, output_device or device
         self.total, self.on_step = total, on_step
         self._sources, self._upcoming = sources, None
@@ -76,12 +76,12 @@ class Stream:
 
         Raises ValueError where no tile can be halved.
         """
-        halves = [halve(tile.out, self.unit) for tile in self._tiles]
+        halves = [halve(tile.out, self.unit, self.stride) for tile in self._tiles]
         if all(len(parts) == 1 for parts in halves):
-            core = self._tiles[0].out
+            core, scale = self._tiles[0].out, self.stride // self.unit
             raise ValueError(
-                f"The tiles are {len(core.rows)}x{len(core.cols)} pixels and cannot be made smaller: free some memory, "
-                "or use a smaller frame."
+                f"The tiles are {len(core.rows) * scale}x{len(core.cols) * scale} pixels and cannot be made smaller: "
+                "free some memory, or use a smaller frame."
             )
         tiles = []
         for tile, parts in zip(self._tiles, halves, strict=True):
@@ -100,7 +100,7 @@ class Stream:
                     break
                 self._before.start(chunk)
             self._middle.append(self._before.run())
-            self._before.finish()
+            self._before.advance()
         self._rest(self._before)
         self._filled = True
 
@@ -130,7 +130,9 @@ class Stream:
                 x = self._before.out.crop(self._middle[k], tile.reads)
                 tile.start(x.to(self.device))
             self._put(k, tile, tile.run())
-            tile.finish()
+            tile.advance()
+            if tile.busy:
+                continue
             if tile is self._tiles[-1]:
                 self._middle[k] = None
             self._done += tile.out.area / self._after.reads.area
@@ -143,9 +145,10 @@ class Stream:
         if k == len(self._output):
             b, c, t = y.shape[:3]
             frame = self._after.reads
-            shape = (b, c, t, frame.rows.size, frame.cols.size)
+            shape = (b, c, t + tile.left, frame.rows.size, frame.cols.size)
             self._output.append(torch.empty(shape, dtype=y.dtype, device=self.output_device))
-        self._after.reads.crop(self._output[k], tile.out).copy_(y)
+        frames = self._output[k][:, :, tile.ahead : tile.ahead + y.shape[2]]
+        self._after.reads.crop(frames, tile.out).copy_(y)
 
     def _finish_window(self) -> None:
         """Run the last blocks on the window's frames and make way for the next window."""
@@ -154,7 +157,7 @@ class Stream:
             if not self._after.busy:
                 self._after.start(self._output[self._after.done])
             y = self._after.run()
-            self._after.finish()
+            self._after.advance()
             self._ready.append(y)
         for lane in (self._before, *self._tiles, self._after):
             lane.done = 0
@@ -187,7 +190,7 @@ class Regroup:
             total = self._seen + left
             fitting = -(-(total - 1) // 4) * 4 + 1
             raise ValueError(
-                f"The video has {total} frames, and the VAE encodes 4n + 1 of them (1, 5, 9, ...): extend it to {fitting} "
-                "or leave some out."
+                f"The video has {total} frames, and the VAE encodes 4n + 1 of them (1, 5, 9, ...): extend it to "
+                f"{fitting} or leave some out."
             )
         raise StopIteration

@@ -6,6 +6,7 @@ from ..configs import VAEConfig
 from .causal import Decoder, Downsample, Encoder, ResidualBlock, Upsample
 
 WIDTHS = (1, 2, 4, 4)  # channels of each stage, in base widths
+WHOLE = 3  # blocks of the decoder's stages that run on whole frames: their halo would cost more than their memory
 DOWN_TIME = (False, True, True)  # whether the downsampling after a stage also halves time
 
 

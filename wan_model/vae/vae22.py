@@ -4,9 +4,11 @@ import torch
 from torch import nn
 
 from ..configs import VAEConfig
-from .causal import Cache, Decoder, Downsample, Encoder, ResidualBlock, Upsample
+from .causal import Cache, Cost, Decoder, Downsample, Encoder, ResidualBlock, Upsample
 from .region import Region, Span
 from .vae21 import DOWN_TIME, WIDTHS
+
+WHOLE = 0  # blocks of the decoder's stages that run on whole frames: none, because a shortcut spans the first stage
 
 
 class Patchify(nn.Module):
@@ -17,6 +19,9 @@ class Patchify(nn.Module):
 
     def holds(self, out: Region) -> tuple[Region, ...]:
         return ()
+
+    def cost(self, out: Region, t: int) -> Cost:
+        return Cost(0, 24 * t * out.area, 0, 12 * t * out.area, t)
 
     def step(self, x: torch.Tensor, cache: Cache, out: Region):
         b, c, t, h, w = x.shape
@@ -32,6 +37,9 @@ class Unpatchify(nn.Module):
 
     def holds(self, out: Region) -> tuple[Region, ...]:
         return ()
+
+    def cost(self, out: Region, t: int) -> Cost:
+        return Cost(0, 6 * t * out.area, 0, 3 * t * out.area, t)
 
     def step(self, x: torch.Tensor, cache: Cache, out: Region):
         b, c, t, h, w = x.shape
@@ -50,37 +58,53 @@ class AverageDown(nn.Module):
     def reads(self, out: Region) -> Region:
         return out.map(Span.fine) if self.space == 2 else out
 
-    def forward(self, x: torch.Tensor, out: Region, first: bool) -> torch.Tensor:
-        """x (B, cin, T, H, W) to (B, cout, T / time, H / space, W / space); a first frame is preceded by zeros."""
+    def forward(self, x: torch.Tensor, y: torch.Tensor, out: Region, first: bool) -> torch.Tensor:
+        """y (B, cout, T / time, H / s, W / s) plus the averaged x (B, cin, T, H, W); before a first x are zeros."""
         b, c, t, h, w = x.shape
         s, n = self.space, self.time
         if first and n == 2:
             x = torch.cat([torch.zeros_like(x), x], dim=2)
             t = 2 * t
         x = x.reshape(b, c, t // n, n, h // s, s, w // s, s).permute(0, 1, 3, 5, 7, 2, 4, 6)
-        return x.reshape(b, self.cout, -1, t // n, h // s, w // s).mean(dim=2)  # groups of input channels averaged
+        return x.reshape(b, self.cout, -1, t // n, h // s, w // s).mean(dim=2).add_(y)  # mean of a group of channels
 
 
 class DuplicateUp(nn.Module):
     """Channels repeated and unfolded into time and space: the shortcut of an upsampling stage."""
 
-    def __init__(self, cin: int, cout: int, time: int, space: int = 2):
+    def __init__(self, cin: int, cout: int, time: int):
         super().__init__()
-        self.cin, self.cout, self.time, self.space = cin, cout, time, space
+        self.cin, self.cout, self.time = cin, cout, time
 
     def reads(self, out: Region) -> Region:
         return out.map(Span.coarse)
 
-    def forward(self, x: torch.Tensor, out: Region, first: bool) -> torch.Tensor:
-        """x (B, cin, T, H, W) to (B, cout, T time, 2 H, 2 W) on `out`; a first frame stays one frame."""
-        b, c, t, h, w = x.shape
-        s, n = self.space, self.time
-        x = x.repeat_interleave(self.cout * n * s * s // c, dim=1)
-        x = x.reshape(b, self.cout, n, s, s, t, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)  # (B, C, T, n, H, s, W, s)
-        x = x.reshape(b, self.cout, t * n, h * s, w * s)
-        if first:
-            x = x[:, :, n - 1 :]
-        return out.map(Span.coarse).map(Span.fine).crop(x, out)
+    def forward(self, x: torch.Tensor, y: torch.Tensor, out: Region, first: bool) -> torch.Tensor:
+        """y (B, cout, T time, H, W), on `out`, plus the duplicated x (B, cin, T, H/2, W/2); a first frame stays one.
+
+        Output channel o in phase p (of 4 or 8 pixels and frames made from one) is input channel
+        (o phases + p) // repeats, which is a slice of the channels for each phase: nothing is built but the sum.
+        """
+        y = y.clone()
+        source, phases = self.reads(out), 4 * self.time
+        repeats = self.cout * phases // self.cin
+        for p in range(phases):
+            time, row, col = p // 4, p // 2 % 2, p % 2
+            if first and time != self.time - 1:
+                continue
+            rows, small_rows = _phase(out.rows, source.rows, row)
+            cols, small_cols = _phase(out.cols, source.cols, col)
+            frames = slice(0 if first else time, None, self.time)
+            channels = slice(p // repeats, None, phases // repeats)
+            y[:, :, frames, rows, cols] += x[:, channels, :, small_rows, small_cols]
+        return y
+
+
+def _phase(out: Span, source: Span, phase: int) -> tuple[slice, slice]:
+    """The pixels of `out` that are even (phase 0) or odd, and the pixels of `source` they are made from."""
+    start = (phase - out.lo) % 2
+    small = (out.lo + start) // 2 - source.lo
+    return slice(start, None, 2), slice(small, small + (len(out) - start + 1) // 2)
 
 
 class Fork(nn.Module):
@@ -99,6 +123,10 @@ class Join(Fork):
     def __init__(self, shortcut: nn.Module):
         super().__init__()
         self.shortcut = shortcut
+
+    def cost(self, out: Region, t: int) -> Cost:
+        made = self.shortcut.cout * t * out.area
+        return Cost(0, 2 * made, 0, made, t)
 
 
 class DownStage(nn.Module):
