@@ -11,9 +11,11 @@ WEB_DIRECTORY = "./web"
 async def comfy_entrypoint():
     """The pack's extension object, as the host's V3 loader wants it."""
     try:
+        from .host import routes
         from .nodes import WanExtension
     except (ImportError, AttributeError, TypeError, ValueError):
         # The host turns an exception here into one line and drops the nodes: leave the whole story in the log.
         logging.exception("The Wan nodes could not be loaded")
         raise
+    routes.register()
     return WanExtension()

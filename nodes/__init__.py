@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .clip_vision import WanClipVision, WanClipVisionLoader
 from .conditioning import WanConditioning
+from .info import WanModelInfo
 from .latent import WanEmptyLatent
 from .loaders import WanModelLoader, WanVAELoader
 from .lora import WanLoraLoader
@@ -29,6 +30,7 @@ class WanExtension(ComfyExtension):
             WanConditioning,
             WanVACE,
             WanEmptyLatent,
+            WanModelInfo,
             WanSampler,
             WanVAEEncode,
             WanVAEDecode,

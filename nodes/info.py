@@ -1,0 +1,39 @@
+"""What a model file is."""
+
+from comfy_api.latest import io
+
+from ..host import files, info
+from ..host.messages import say
+
+
+class WanModelInfo(io.ComfyNode):
+    """STRING about a model file, from its header."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WanModelInfo",
+            display_name="Wan Model Info",
+            category="Wan/loaders",
+            description=(
+                "Says what a model file is (variant, size, precision, layout), how much memory its weights take and "
+                "which VAE, text encoder and CLIP vision go with it. Reads only its header."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=[f"{folder}/{name}" for folder in info.FOLDERS for name in files.names(folder)],
+                    tooltip="A file in models/diffusion_models, vae, text_encoders or clip_vision.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="text")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        folder, _, name = file.partition("/")
+        text = info.sentence(info.describe(folder, name))
+        say(cls.hidden.unique_id, text)
+        return io.NodeOutput(text)

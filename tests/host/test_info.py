@@ -1,0 +1,84 @@
+"""What a file says about itself: the node, the route, and names that must not lead out of the model folders."""
+
+import asyncio
+import json
+
+import pytest
+import writers
+from aiohttp.test_utils import make_mocked_request
+from safetensors.torch import save_file
+
+
+@pytest.fixture(scope="module")
+def info(room):
+    return room("host.info")
+
+
+@pytest.fixture
+def folder(models):
+    """The host's folder of diffusion models; what a test leaves there as info* is removed."""
+    yield models / "diffusion_models"
+    for path in (models / "diffusion_models").glob("info*"):
+        path.unlink()
+
+
+def ask(room, query):
+    response = asyncio.run(room("host.routes").get_info(make_mocked_request("GET", f"/wan/info?{query}")))
+    return response.status, json.loads(response.text)
+
+
+@pytest.mark.parametrize(
+    "case, variant, vae, clip",
+    [
+        ("dit_t2v", "t2v", "wan_2.1_vae (16 channels)", None),
+        ("dit_i2v", "i2v", "wan_2.1_vae (16 channels)", "clip_vision_h"),
+        ("dit_ti2v", "ti2v", "wan2.2_vae (48 channels)", None),
+    ],
+)
+def test_a_model_and_what_goes_with_it(info, golden, folder, case, variant, vae, clip):
+    weights = golden(case).weights()
+    save_file(weights, folder / f"info_{case}.safetensors")
+    found = info.describe("diffusion_models", f"info_{case}.safetensors")
+    assert (found["variant"], found["vae"], found["clip_vision"]) == (variant, vae, clip)
+    assert (found["layout"], found["precision"], found["size"]) == ("official", "float32", "width 256")
+    assert found["parameters"] == sum(tensor.numel() for tensor in weights.values())
+    assert found["bytes"] == (folder / f"info_{case}.safetensors").stat().st_size
+
+
+def test_gguf_and_parts(info, golden, folder):
+    weights = golden("dit_t2v").weights()
+    writers.write_gguf(folder / "info.gguf", weights, "Q4_K")
+    assert info.describe("diffusion_models", "info.gguf")["precision"] == "gguf_q4_k"
+    first = writers.write_parts(folder / "info_parts.safetensors", weights)
+    found = info.describe("diffusion_models", first.name)
+    assert found["bytes"] == sum(path.stat().st_size for path in first.parent.glob("info_parts-*"))
+
+
+def test_the_node_lists_a_model_in_parts_once(room, run_node, folder, golden):
+    writers.write_parts(folder / "info_parts.safetensors", golden("dit_t2v").weights())
+    listed = [name for name in room("host.files").names("diffusion_models") if "info_parts" in name]
+    assert listed == ["info_parts-00001-of-00003.safetensors"]
+    (text,) = run_node("WanModelInfo", file="vae/tiny_random_wan2.1_vae.safetensors")
+    assert "holds a Wan VAE (vae21)" in text and "named as official" in text
+
+
+def test_the_route(room, models):
+    status, answer = ask(room, "folder=vae&name=tiny_random_wan2.1_vae.safetensors")
+    assert status == 200 and answer["variant"] == "vae21"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "folder=vae",
+        "folder=vae&name=../diffusion_models/x.safetensors",
+        "folder=vae&name=/etc/passwd",
+        "folder=custom_nodes&name=x",
+        "folder=../models/vae&name=tiny_random_wan2.1_vae.safetensors",
+        "folder=vae&name=%00",
+    ],
+)
+def test_a_bad_question_gets_a_sentence(room, models, query):
+    status, answer = ask(room, query)
+    assert status == 400 and answer["error"].endswith(".")
