@@ -15,13 +15,15 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
+from tiny import examples
+
 from . import host
 from .demo import WORKFLOWS
 from .server import Server
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-SIZE = {"width": 1600, "height": 900}  # of a picture, in pixels
+SIZE = {"width": 1600, "height": 1100}  # of a picture, in pixels
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
 FIT = """async (workflow) => {
     const app = window.app ?? window.comfyAPI.app.app
@@ -91,6 +93,7 @@ def main() -> None:
         base = Path(scratch)
         host.prepare_base(base)
         place_models(base / "models", workflows)
+        examples.write(base / "input")
         settings = base / "user" / "default" / "comfy.settings.json"
         settings.parent.mkdir(parents=True)
         settings.write_text(json.dumps(SETTINGS), encoding="utf-8")
