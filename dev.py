@@ -1,7 +1,8 @@
-"""Set up this pack with a ComfyUI of its own and run it: `python3 dev.py demo`, `test` or `serve`.
+"""Set up this pack with a ComfyUI of its own and run it: `python3 dev.py demo`, `test`, `bench` or `serve`.
 
     demo    make a video from a text prompt, from nothing to an mp4
     test    run the style checks and the whole test suite; further arguments go to pytest
+    bench   measure this pack beside others, into benchmarks/results.md; further arguments go to the benchmark
     serve   open ComfyUI's editor with this pack in it
 
 Everything is kept in `.dev/` beside this file; delete it to start anew. Standard library only, so that it runs before
@@ -24,7 +25,7 @@ log = logging.getLogger("dev")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line; what `test` does not know itself is left for pytest in `rest`."""
+    """The command line; what `test` and `bench` do not know themselves is left for what they run, in `rest`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument(
@@ -33,16 +34,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         default=os.environ.get("WAN_COMFYUI"),
         help="your own ComfyUI folder (or set WAN_COMFYUI); nothing in it is changed. Default: ComfyUI 0.3.75",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | test | serve")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | test | bench | serve")
     demo = commands.add_parser("demo", parents=[own], help="make a video from a text prompt")
     demo.add_argument("--prompt", help="what the video shows; default: the prompt of the workflow")
     demo.add_argument("--workflow", default="wan21_text_to_video", metavar="NAME", help="a file of workflows/")
     commands.add_parser("test", parents=[own], allow_abbrev=False, help="run the suite; further arguments go to pytest")
+    bench = commands.add_parser("bench", parents=[own], allow_abbrev=False, help="compare with other implementations")
+    bench.add_argument("benchmark", choices=("vae",))
     serve = commands.add_parser("serve", parents=[own], help="open the editor")
     serve.add_argument("--port", type=int, default=8188)
     serve.add_argument("--no-browser", action="store_true", help="only start the server")
     options, options.rest = parser.parse_known_args(arguments)
-    if options.rest and options.command != "test":
+    if options.rest and options.command not in ("test", "bench"):
         parser.error(f"unknown arguments: {' '.join(options.rest)}")
     return options
 
@@ -53,7 +56,7 @@ def prepare(options: argparse.Namespace) -> tuple[host.Host, environment.Environ
     place = environment.Environment(comfyui.version)
     place.create()
     host.fetch_floor(comfyui, place)
-    place.install_all(comfyui.folder / "requirements.txt", tests=options.command == "test")
+    place.install_all(comfyui.folder / "requirements.txt", options.command)
     host.prepare_base(comfyui.base)
     return comfyui, place
 
@@ -68,6 +71,8 @@ def command_line(options: argparse.Namespace, comfyui: host.Host, place: environ
     if options.command == "test":
         chosen = any(Path(argument.split("::")[0]).exists() for argument in options.rest)
         return [python, "-m", "pytest", *([] if chosen else ["tests"]), *options.rest]
+    if options.command == "bench":
+        return [python, f"benchmarks/{options.benchmark}.py", *options.rest]
     cpu = not place.has_accelerator()
     browser = [] if options.no_browser else ["--auto-launch"]
     return server.command(python, comfyui.folder, comfyui.base, options.port, cpu=cpu) + browser

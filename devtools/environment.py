@@ -17,7 +17,10 @@ DEV = ROOT / ".dev"
 
 TORCH = "torch==2.13.0"
 TORCH_COMPANIONS = ["torchvision==0.28.0", "torchaudio==2.11.0"]  # the ones that match TORCH
-TEST_PACKAGES = ["pytest>=9", "pytest-timeout", "ruff==0.17.6", "comfy-test==0.4.15", "gguf>=0.17"]
+EXTRA_PACKAGES = {  # what a command of dev.py needs besides
+    "test": ["pytest>=9", "pytest-timeout", "ruff==0.17.6", "comfy-test==0.4.15", "gguf>=0.17"],
+    "bench": ["diffusers==0.42.1"],  # a peer to compare with
+}
 
 log = logging.getLogger("dev")
 
@@ -91,13 +94,13 @@ class Environment:
         if not done and sys.platform == "linux" and not self._succeeds("import torch; assert torch.version.cuda"):
             self._adapt_companions()
 
-    def install_all(self, host_requirements: Path, tests: bool) -> None:
-        """Install what a host with `host_requirements` needs to run this pack, and the test packages if `tests`."""
+    def install_all(self, host_requirements: Path, command: str) -> None:
+        """Install what a host with `host_requirements` needs to run this pack, and what `command` of dev.py does."""
         self.install_torch()
         pack = read_requirements(ROOT / "requirements.txt")
         self.install("host", [TORCH, *read_requirements(host_requirements), "requests", *pack])
-        if tests:
-            self.install("tests", TEST_PACKAGES)
+        if command in EXTRA_PACKAGES:
+            self.install(command, [TORCH, *EXTRA_PACKAGES[command]])
 
     def has_accelerator(self) -> bool:
         """Whether torch finds a GPU: without one the host must be told to use the CPU."""
