@@ -161,6 +161,8 @@ def check_conditioning(model, positive) -> None:
     has_image = any("concat_latent_image" in options for options in entries)
     if config.in_dim == config.out_dim and has_image:
         logging.warning("The %s model takes no start image: the one in the conditioning is ignored.", config.variant)
+    if not config.vace_layers and any("vace_frames" in options for options in entries):
+        logging.warning("The %s model has no VACE blocks: what WanVACE made is ignored.", config.variant)
     if config.in_dim > config.out_dim and not has_image:
         logging.warning("The %s model was given no start image: it starts from an empty one.", config.variant)
 

@@ -2,7 +2,7 @@
 
 from .configs import TIME_STRIDE
 
-SIDE_STEP = 16  # pixels: one DiT token of the 2.1 VAE, one latent pixel of the 2.2 VAE
+MIN_SIDE = 16  # pixels: one DiT token of the 2.1 VAE
 MAX_SIDE = 8192  # pixels
 MAX_LENGTH = 16385  # frames, 17 minutes at 16 a second
 
@@ -22,16 +22,11 @@ def snap_length(frames: int) -> int:
     return video_frames(latent_frames(frames))
 
 
-def snap_side(pixels: int) -> int:
-    """The largest multiple of 16 that is not above `pixels`."""
-    return pixels // SIDE_STEP * SIDE_STEP
-
-
 def check_side(name: str, pixels: int) -> None:
     """Raises ValueError for a width or height that no clip has."""
-    if not SIDE_STEP <= pixels <= MAX_SIDE:
+    if not MIN_SIDE <= pixels <= MAX_SIDE:
         raise ValueError(
-            f"{name} is {pixels} pixels: choose {SIDE_STEP} to {MAX_SIDE} (832x480 and 1280x720 are usual)."
+            f"{name} is {pixels} pixels: choose {MIN_SIDE} to {MAX_SIDE} (832x480 and 1280x720 are usual)."
         )
 
 
