@@ -34,6 +34,7 @@ register("tiny", ROOT)
 register("devtools", ROOT)
 recipe = register("recipe", GOLDEN)
 register("writers", ROOT / "tests")
+register("mutations", ROOT / "tests")
 
 
 @dataclass(frozen=True)
