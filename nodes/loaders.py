@@ -33,8 +33,8 @@ class WanModelLoader(io.ComfyNode):
                 io.Combo.Input(
                     "model_name",
                     options=files.names("diffusion_models"),
-                    tooltip="A Wan file in models/diffusion_models: official, repackaged for ComfyUI, diffusers or GGUF. "
-                    "A model in parts is listed by its first part.",
+                    tooltip="A Wan file in models/diffusion_models: official, repackaged for ComfyUI, diffusers or "
+                    "GGUF. A model in parts is listed by its first part.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
