@@ -111,8 +111,8 @@ PRESETS = {
         budget=0,
     ),
     "default": Preset(
-        grid(["2.1"], TASKS, DTYPES, [(128, 192, 9), (256, 256, 1)])
-        + grid(["2.2"], TASKS, DTYPES, [(128, 192, 5), (256, 256, 1)])
+        grid(["2.1"], TASKS, DTYPES, [(96, 128, 9), (256, 256, 1)])
+        + grid(["2.2"], TASKS, DTYPES, [(64, 96, 5)])
         + grid(["2.1"], ["tiles"], [FLOAT32], [(480, 832, 5)], width=32),
         rounds=5,
         budget=25,
@@ -275,17 +275,22 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)  # the host's
     log.setLevel(logging.INFO)
     version = start_comfyui()
+    versions = f"ComfyUI {version}, diffusers {importlib.metadata.version('diffusers')}"
+    path = options.page or (None if preset == "quick" else page.PAGE)
     rows = []
     with torch.inference_mode():
         for case in PRESETS[preset].cases:
             rows += measured(case, PRESETS[preset].rounds, PRESETS[preset].budget)
+            if path:  # after each case, so that a long run that is cut short leaves what it has
+                write(path, preset, versions, rows)
+
+
+def write(path: Path, preset: str, versions: str, rows: list[list[str]]) -> None:
+    """Put the rows so far into the page's section of this preset and device."""
+    command = "python3 dev.py bench vae" + ("" if preset == "default" else f" --{preset}")
     text = f"{NOTE}\n\n{page.table(COLUMNS, rows)}"
-    flag = "" if preset == "default" else f" --{preset}"
-    versions = f"ComfyUI {version}, diffusers {importlib.metadata.version('diffusers')}"
-    section = page.section(f"VAE ({preset}, {DEVICE.type})", f"python3 dev.py bench vae{flag}", versions, text)
-    path = options.page or (None if preset == "quick" else page.PAGE)
-    if path:
-        page.replace(path, f"vae {preset} {DEVICE.type}", section)
+    section = page.section(f"VAE ({preset}, {DEVICE.type})", command, versions, text)
+    page.replace(path, f"vae {preset} {DEVICE.type}", section)
 
 
 if __name__ == "__main__":

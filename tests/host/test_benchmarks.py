@@ -14,12 +14,12 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "vae.py"
 def test_vae_quick(tmp_path):
     pytest.importorskip("diffusers", reason="installed by `dev.py bench`")
     page = tmp_path / "results.md"
-    mine, other = "<!-- begin vae quick cpu -->\nold\n<!-- end vae quick cpu -->\n", "## Another\n"
+    mine, other = "<!-- begin vae quick cpu -->\nSTALE\n<!-- end vae quick cpu -->\n", "## Another\n"
     page.write_text(mine + other, encoding="utf-8")
     subprocess.run([sys.executable, str(SCRIPT), "--quick", "--page", str(page)], check=True)
     text = page.read_text(encoding="utf-8")
     assert text.endswith(other)
-    assert "old" not in text
+    assert "STALE" not in text
     rows = [re.split(r" *\| *", line)[1:-1] for line in text.splitlines() if line.startswith("|")]
     exact = [row for row in rows[2:] if row[1].startswith("ours") or row[1] in ("ComfyUI", "diffusers")]
     assert len(exact) == 26
