@@ -47,3 +47,11 @@ def test_markers_follow_their_weight_and_unknown_names_stay():
         "blocks.3.norm22.weight": "blocks.3.norm22.weight",
         "blocks.3.norm2.weight": "blocks.3.norm3.weight",
     }
+
+
+def test_llama_cpp_names_of_umt5_map_one_to_one():
+    official = [name for name in CHECKPOINTS["official/umt5_xxl"] if not name.startswith("dec")]
+    names = layouts.rename(official, layouts.inverse(layouts.UMT5_GGUF))
+    assert all(theirs.startswith(("enc.blk.", "enc.output_norm.", "token_embd.")) for theirs in names.values())
+    assert len(set(names.values())) == len(names)
+    assert list(layouts.rename(names.values(), layouts.UMT5_GGUF).values()) == official
