@@ -151,7 +151,15 @@ def make_vae(config: VAEConfig, *, ops=torch.nn, dtype=None, device=None) -> Wan
     """An empty VAE, for inference, whose weights the caller loads."""
     with torch.device(device or "cpu"):
         vae = WanVAE(config, ops)
+    for weight in vae.parameters():
+        weight.data = _innermost(weight.data)
     return vae.to(dtype=dtype).requires_grad_(False).eval()
+
+
+def _innermost(weight: torch.Tensor) -> torch.Tensor:
+    """A convolution's weight with its input channels innermost in memory, as the blocks keep their activations."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return weight.contiguous(memory_format=formats.get(weight.ndim, torch.contiguous_format))
 
 
 def build_vae(state_dict: dict[str, torch.Tensor], *, ops=torch.nn, dtype=None, device=None) -> WanVAE:
@@ -169,7 +177,7 @@ def build_vae(state_dict: dict[str, torch.Tensor], *, ops=torch.nn, dtype=None, 
         if names:
             listed = ", ".join(sorted(names)[:3])
             raise ValueError(f"This Wan {vae.config.version} VAE file {problem} {len(names)} weights: {listed} ...")
-    weights = {name: x.to(device=device, dtype=dtype) for name, x in state_dict.items()}
+    weights = {name: _innermost(x.to(device=device, dtype=dtype)) for name, x in state_dict.items()}
     vae.load_state_dict(weights, assign=True)
     return vae
 
