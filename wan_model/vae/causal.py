@@ -272,11 +272,24 @@ class _Phases:
 
     def _conv_forward(self, x, weight, bias, *args, **kwargs):
         """x (N, C, H, W) to (N, cout, 2 H - 2, 2 W - 2): every output whose inputs are all there."""
-        fold = weight.new_tensor([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]])  # (odd or even, tap, old tap)
-        phases = torch.einsum("rik,sjl,ockl->rsocij", fold, fold, weight).flatten(0, 2)  # (4 O, C, 2, 2)
+        taps = weight.permute(0, 2, 3, 1)  # (O, 3, 3, C)
+        phases = _pairs(_pairs(taps, 2), 2)  # columns: (2, O, 3, 2, C); then rows: (2, 2, O, 2, 2, C)
+        phases = phases.flatten(0, 2).permute(0, 3, 1, 2)  # (4 O, C, 2, 2)
         y = F.conv2d(x, phases, None if bias is None else bias.repeat(4))
         y = y.permute(0, 2, 3, 1).unflatten(3, (2, 2, -1)).transpose(2, 3)  # (N, H, 2, W, 2, O)
         return y.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)  # (N, O, 2 H, 2 W), channels innermost in memory
+
+
+def _pairs(taps: torch.Tensor, axis: int) -> torch.Tensor:
+    """The three taps on `axis` summed to two, once for the odd pixel and once for the even one made after it."""
+    before, at, after = taps.unbind(axis)
+    pairs = taps.new_empty(2, *taps.shape[:axis], 2, *taps.shape[axis + 1 :])
+    odd, even = pairs.unbind(0)
+    torch.add(before, at, out=odd.select(axis, 0))
+    odd.select(axis, 1).copy_(after)
+    even.select(axis, 0).copy_(before)
+    torch.add(at, after, out=even.select(axis, 1))
+    return pairs
 
 
 class Upsample(nn.Module):
