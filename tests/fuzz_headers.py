@@ -7,6 +7,7 @@ memory; the run ends with an error at the first that is not.
 """
 
 import importlib.util
+import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -56,7 +57,9 @@ def main() -> None:
         except checkpoint.CheckpointError:
             return
 
-    options = [f"-max_total_time={seconds}", "-timeout=5", "-rss_limit_mb=1500", "-max_len=20000", str(corpus)]
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # MB, a parent's peak included
+    limits = ["-timeout=5", f"-rss_limit_mb={used + 1000}", "-max_len=20000"]
+    options = [f"-max_total_time={seconds}", *limits, str(corpus)]
     atheris.Setup([sys.argv[0], *options], test_one_input)
     atheris.Fuzz()
 

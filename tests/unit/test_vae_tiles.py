@@ -234,12 +234,12 @@ def test_fit_takes_the_fewest_tiles_within_the_budget():
 
 
 class Traced(TorchDispatchMode):
-    """Counts the bytes of all tensors alive, the model's weights aside."""
+    """Counts the bytes of all tensors alive, those `given` aside."""
 
-    def __init__(self, model):
+    def __init__(self, given):
         super().__init__()
-        self.weights = [x.untyped_storage() for x in model.parameters()]
-        self.seen = weakref.WeakSet(self.weights)
+        self.given = [x.untyped_storage() for x in given]
+        self.seen = weakref.WeakSet(self.given)
         self.live = self.peak = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -261,7 +261,7 @@ def traced_peak(config, latent_shape, tile, encode=False):
     """Peak bytes of a stream in bfloat16 whose results are dropped, run without memory on the meta device."""
     vae = make_vae(config, dtype=torch.bfloat16, device="meta")
     latent = torch.empty(latent_shape, dtype=torch.bfloat16, device="meta")
-    trace = Traced(vae)
+    trace = Traced([*vae.parameters(), latent])
     with trace:
         if encode:
             sides = [side * config.stride for side in latent_shape[3:]]
