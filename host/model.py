@@ -67,15 +67,21 @@ CLASSES = {  # variant -> the model class and the host's configuration of it
 }
 
 
-def load(path: str, dtype: str = "auto") -> comfy.model_patcher.ModelPatcher:
+def load(path: str, dtype: str = "auto", vace_path: str | None = None) -> comfy.model_patcher.ModelPatcher:
     """The MODEL of a Wan diffusion file.
 
-    dtype: one of `precision.CHOICES`. Raises ValueError for a file that holds no Wan DiT, and as `precision.configure`.
+    dtype: one of `precision.CHOICES`. vace_path: a file with the VACE blocks alone, which a text-to-video model gets.
+    Raises ValueError for a file that holds no Wan DiT, for blocks of another size, and as `precision.configure`.
     """
     state_dict, _, _ = checkpoint.load(path)
+    if vace_path is not None:
+        state_dict |= checkpoint.load(vace_path)[0]
     patcher = build(state_dict, dtype)
     patcher.model.source = os.path.basename(path)
-    patcher.cached_patcher_init = (load, (path, dtype))  # how a newer host makes a second copy for another device
+    patcher.cached_patcher_init = (
+        load,
+        (path, dtype, vace_path),
+    )  # how a newer host makes a second copy for another device
     return patcher
 
 

@@ -8,6 +8,7 @@ from ..host import vae as host_vae
 from ..wan_model import checkpoint
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+FOLDER, NONE = "diffusion_models", "none"
 
 
 def validate(folder: str, name: str, kinds: tuple[str, ...], node: str):
@@ -32,7 +33,7 @@ class WanModelLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=files.names("diffusion_models"),
+                    options=files.names(FOLDER),
                     tooltip="A Wan file in models/diffusion_models: official, repackaged for ComfyUI, diffusers or "
                     "GGUF. A model in parts is listed by its first part.",
                 ),
@@ -43,17 +44,28 @@ class WanModelLoader(io.ComfyNode):
                     tooltip="Number format of the weights. auto keeps the file's where the device computes in it. fp8 "
                     "halves their memory. A quantised file or GGUF stays so; a float format is what it computes in.",
                 ),
+                io.Combo.Input(
+                    "vace_name",
+                    options=[NONE, *files.names(FOLDER)],
+                    default=NONE,
+                    optional=True,
+                    tooltip="A file with VACE blocks alone makes a text-to-video model of its size a VACE model.",
+                ),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def validate_inputs(cls, model_name):
-        return validate("diffusion_models", model_name, checkpoint.DIT, "WanModelLoader")
+    def validate_inputs(cls, model_name, vace_name=NONE):
+        valid = validate(FOLDER, model_name, checkpoint.DIT, "WanModelLoader")
+        if valid is True and vace_name != NONE:
+            return validate(FOLDER, vace_name, checkpoint.VACE_MODULE, "vace_name of WanModelLoader")
+        return valid
 
     @classmethod
-    def execute(cls, model_name, weight_dtype) -> io.NodeOutput:
-        return io.NodeOutput(host_model.load(files.path("diffusion_models", model_name), weight_dtype))
+    def execute(cls, model_name, weight_dtype, vace_name=NONE) -> io.NodeOutput:
+        vace_path = None if vace_name == NONE else files.path(FOLDER, vace_name)
+        return io.NodeOutput(host_model.load(files.path(FOLDER, model_name), weight_dtype, vace_path))
 
 
 class WanVAELoader(io.ComfyNode):

@@ -22,11 +22,13 @@ from .tokenizer import spiece_model
 from .vae import vae_config
 
 DIT = ("t2v", "i2v", "flf2v", "vace", "i2v_a14b", "ti2v")
+VACE_MODULE = ("vace_module",)
 VAE = ("vae21", "vae22")
 TEXT_ENCODER = ("umt5",)
 CLIP_VISION = ("clip_vision",)
 KINDS = {
     DIT: "a Wan video model",
+    VACE_MODULE: "a Wan VACE module",
     VAE: "a Wan VAE",
     TEXT_ENCODER: "a umT5 text encoder",
     CLIP_VISION: "a CLIP vision encoder",

@@ -188,6 +188,7 @@ PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.")
 LAYOUTS = (
     Layout("dit", "official", ("patch_embedding.weight", "head.modulation")),
     Layout("dit", "diffusers", ("patch_embedding.weight", "condition_embedder.time_proj.weight"), DIT_DIFFUSERS),
+    Layout("vace_module", "official", ("vace_patch_embedding.weight", "vace_blocks.0.before_proj.weight")),
     Layout("vae", "official", ("conv2.weight", "decoder.middle.0.residual.0.gamma")),
     Layout("vae", "diffusers", ("post_quant_conv.weight", "encoder.down_blocks.0.norm1.gamma"), VAE21_DIFFUSERS),
     Layout(

@@ -7,6 +7,7 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import nodes
 from wan_model import build_dit, solvers
@@ -136,3 +137,22 @@ def test_wrong_inputs_are_one_sentence(model, room, path, text, latent, run):
     named.model.source = "wan2.2_t2v_high_noise_14B.safetensors"
     with pytest.raises(ValueError, match=r"high_noise_14B\.safetensors is connected to low_noise_model"):
         run(model, text, latent, low_noise_model=named)
+
+
+def test_vace_blocks_alone_make_a_text_model_a_vace_model(models, room, run_node, text, run):
+    whole = models / "diffusion_models" / "tiny_random_wan2.1_vace.safetensors"
+    weights = files.load(whole)[0]
+    for name, is_vace in (("base", False), ("module", True)):
+        part = {key: value.clone() for key, value in weights.items() if key.startswith("vace") == is_vace}
+        save_file(part, whole.with_name(f"{name}.safetensors"))
+    names = {"model_name": "base.safetensors", "vace_name": "module.safetensors"}
+    (joined,) = run_node("WanModelLoader", weight_dtype="float32", **names)
+    control = {"vace_frames": [torch.randn(1, 32, 3, 8, 10)], "vace_mask": [torch.ones(1, 64, 3, 8, 10)]}
+    steered = [[[tokens, {**control, "vace_strength": [1.0]}] for tokens, _ in part] for part in text]
+    latent = {"samples": torch.zeros(1, 16, 3, 8, 10)}
+    results = [run(model, steered, latent) for model in (joined, room("host.model").load(str(whole), "float32"))]
+    assert torch.equal(*results)
+    with pytest.raises(ValueError, match=r"vace_blocks.* checkpoint wants"):
+        room("host.model").build({**weights, "vace_blocks.0.before_proj.weight": torch.ones(64, 64)})
+    for name in ("base", "module"):
+        whole.with_name(f"{name}.safetensors").unlink()
