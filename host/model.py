@@ -78,10 +78,8 @@ def load(path: str, dtype: str = "auto", vace_path: str | None = None) -> comfy.
         state_dict |= checkpoint.load(vace_path)[0]
     patcher = build(state_dict, dtype)
     patcher.model.source = os.path.basename(path)
-    patcher.cached_patcher_init = (
-        load,
-        (path, dtype, vace_path),
-    )  # how a newer host makes a second copy for another device
+    # How a newer host makes a second copy for another device.
+    patcher.cached_patcher_init = (load, (path, dtype, vace_path))
     return patcher
 
 
