@@ -18,8 +18,6 @@ from ..wan_model.dit import dit_config
 from . import packed, precision
 from .dit import HostDiT
 
-DTYPES = precision.FLOATS
-
 
 class HostModel:
     """Mixed into a Wan model class of the host: it holds our DiT in the place of the host's own.

@@ -17,7 +17,8 @@ from ..wan_model import checkpoint, geometry
 from ..wan_model.configs import TIME_STRIDE
 from ..wan_model.vae import fit_decode, fit_encode, make_vae, plan_decode, plan_encode, vae_config
 from .messages import latents
-from .model import DTYPES, make_patcher, place
+from .model import make_patcher, place
+from .precision import FLOATS
 
 WORKING_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 AUTO = (0, 0)  # tile: chosen from the free memory
@@ -27,11 +28,11 @@ USABLE = 0.8  # of the free memory: the rest is for the backend's workspaces and
 def load(path: str, decode_dtype: str = "auto", encode_dtype: str = "auto") -> "HostVAE":
     """The VAE of a Wan VAE file.
 
-    decode_dtype, encode_dtype: keys of `DTYPES`, or "auto": the host's choice for decoding, float32 for encoding, since
+    decode_dtype, encode_dtype: keys of `FLOATS`, or "auto": the host's choice for decoding, float32 for encoding, since
     an encoder of lower precision shifts colours. Raises ValueError for a file that holds no Wan VAE.
     """
     state_dict, _, _ = checkpoint.load(path)
-    return HostVAE(state_dict, DTYPES.get(decode_dtype), DTYPES.get(encode_dtype))
+    return HostVAE(state_dict, FLOATS.get(decode_dtype), FLOATS.get(encode_dtype))
 
 
 class HostVAE(comfy.sd.VAE):

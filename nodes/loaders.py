@@ -7,7 +7,7 @@ from ..host import model as host_model
 from ..host import vae as host_vae
 from ..wan_model import checkpoint
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+VAE_DTYPES = ("auto", *precision.FLOATS)
 FOLDER, NONE = "diffusion_models", "none"
 
 
@@ -86,13 +86,13 @@ class WanVAELoader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "decode_dtype",
-                    options=DTYPES,
+                    options=VAE_DTYPES,
                     default="auto",
                     tooltip="Precision of decoding. auto is bfloat16 where the device has it: safe for decoding.",
                 ),
                 io.Combo.Input(
                     "encode_dtype",
-                    options=DTYPES,
+                    options=VAE_DTYPES,
                     default="auto",
                     tooltip="Precision of encoding. auto is float32: lower ones let the colours of start images drift.",
                 ),
