@@ -6,6 +6,38 @@ from ..host import sampling
 from ..wan_model import solvers
 
 
+def expert_inputs() -> list:
+    """What only a run of A14B's two experts needs."""
+    return [
+        io.Model.Input(
+            "low_noise_model",
+            optional=True,
+            tooltip="The low-noise expert of Wan 2.2 A14B; the high-noise one goes to model. It takes over at "
+            "the boundary, after the first one has left the device.",
+        ),
+        io.Float.Input(
+            "low_noise_guidance",
+            default=0.0,
+            min=0.0,
+            max=30.0,
+            step=0.1,
+            optional=True,
+            tooltip="Guidance of the low-noise expert. 0 is the same as guidance. Official: 3 after 4 for "
+            "text, 3.5 for both for images.",
+        ),
+        io.Float.Input(
+            "boundary",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.005,
+            optional=True,
+            tooltip="Noise level below which the low-noise expert works. 0 is the official one: 0.875 for "
+            "text, 0.9 for image to video.",
+        ),
+    ]
+
+
 class WanSampler(io.ComfyNode):
     """LATENT sampled by one of Wan's own solvers on its official noise schedule."""
 
@@ -60,32 +92,7 @@ class WanSampler(io.ComfyNode):
                     step=0.01,
                     tooltip="1 makes a new clip. Below 1 starts from the connected clip: 0.3 changes little.",
                 ),
-                io.Model.Input(
-                    "low_noise_model",
-                    optional=True,
-                    tooltip="The low-noise expert of Wan 2.2 A14B; the high-noise one goes to model. It takes over at "
-                    "the boundary, after the first one has left the device.",
-                ),
-                io.Float.Input(
-                    "low_noise_guidance",
-                    default=0.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    optional=True,
-                    tooltip="Guidance of the low-noise expert. 0 is the same as guidance. Official: 3 after 4 for "
-                    "text, 3.5 for both for images.",
-                ),
-                io.Float.Input(
-                    "boundary",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.005,
-                    optional=True,
-                    tooltip="Noise level below which the low-noise expert works. 0 is the official one: 0.875 for "
-                    "text, 0.9 for image to video.",
-                ),
+                *expert_inputs(),
             ],
             outputs=[io.Latent.Output()],
         )
