@@ -19,7 +19,7 @@ from pathlib import Path
 if sys.version_info < (3, 10):  # noqa: UP036, said before the imports below fail on it
     sys.exit(f"This is Python {sys.version.split()[0]}; run dev.py with Python 3.10 or later.")
 
-from devtools import environment, host, server
+from devtools import browser, environment, host, server
 
 log = logging.getLogger("dev")
 
@@ -38,7 +38,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     demo = commands.add_parser("demo", parents=[own], help="make a video from a text prompt")
     demo.add_argument("--prompt", help="what the video shows; default: the prompt of the workflow")
     demo.add_argument("--workflow", default="wan21_text_to_video", metavar="NAME", help="a file of workflows/")
-    commands.add_parser("test", parents=[own], allow_abbrev=False, help="run the suite; further arguments go to pytest")
+    test = commands.add_parser("test", parents=[own], allow_abbrev=False, help="run the suite; the rest goes to pytest")
+    test.add_argument("--require-browser", action="store_true", help="fail where no Chromium is found or installed")
     bench = commands.add_parser("bench", parents=[own], allow_abbrev=False, help="compare with other implementations")
     bench.add_argument("benchmark", choices=("vae",))
     serve = commands.add_parser("serve", parents=[own], help="open the editor")
@@ -58,6 +59,8 @@ def prepare(options: argparse.Namespace) -> tuple[host.Host, environment.Environ
     host.fetch_floor(comfyui, place)
     place.install_all(comfyui.folder / "requirements.txt", options.command)
     host.prepare_base(comfyui.base)
+    if options.command == "test":
+        browser.provide(place.python, required=options.require_browser)
     return comfyui, place
 
 

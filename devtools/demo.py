@@ -56,6 +56,19 @@ def adapt(prompt: dict, text: str | None) -> dict:
     return adapted
 
 
+def with_demo_files(workflow: dict) -> dict:
+    """`workflow` (the editor's JSON) with the demo checkpoints in the place of the real ones and of their links."""
+    adapted = json.loads(json.dumps(workflow))
+    for node in adapted["nodes"]:
+        node.get("properties", {}).pop("models", None)
+        values = node.get("widgets_values")
+        if isinstance(values, list):
+            node["widgets_values"] = [
+                DEMO_FILES.get(value, value) if isinstance(value, str) else value for value in values
+            ]
+    return adapted
+
+
 def reporter(prompt: dict) -> Callable[[str, dict], None]:
     """Event handler that logs each node as it begins and its steps as they pass."""
     start = time.monotonic()

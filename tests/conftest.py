@@ -35,6 +35,12 @@ register("devtools", ROOT)
 recipe = register("recipe", GOLDEN)
 register("writers", ROOT / "tests")
 register("mutations", ROOT / "tests")
+running_server = register("running_server", ROOT / "tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the tests that talk to ComfyUI from outside their fixtures."""
+    config.pluginmanager.register(running_server)
 
 
 @dataclass(frozen=True)

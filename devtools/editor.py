@@ -1,0 +1,115 @@
+"""ComfyUI's graph editor in a real browser: opened, filled with a workflow, and run with its own Run button."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+
+from . import browser
+from .environment import SetupError
+from .host import LINK
+
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--mute-audio"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+SIZE = {"width": 1600, "height": 1100}  # of the window, in pixels
+SETTINGS = {  # a first visit without its tour and its dialogs
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.InstalledVersion": "1.99.0",
+}
+RUN_BUTTON = 'button[data-testid="queue-button"], [data-testid="queue-button"] button'
+READY = "!!(window.app ?? window.comfyAPI?.app?.app)?.graph && !!window.LiteGraph?.registered_node_types.WanSampler"
+WATCH = """() => {
+    window.app ??= window.comfyAPI.app.app
+    window.ended = []
+    const { api } = window.comfyAPI.api
+    for (const name of ["execution_success", "execution_error", "execution_interrupted"])
+        api.addEventListener(name, (event) => window.ended.push({ name, ...event.detail }))
+}"""
+MISSING = """() => app.graph._nodes.map(node => node.type)
+    .filter(type => !(type in LiteGraph.registered_node_types))"""
+SET = """([type, widget, value]) => {
+    for (const node of app.graph._nodes)
+        for (const found of node.widgets ?? [])
+            if ((type === null || node.type === type) && found.name === widget) {
+                found.value = value
+                found.callback?.(value, app.canvas, node)
+            }
+}"""
+
+
+class Editor:
+    """The editor of the server at `url` in `page`.
+
+    `errors` collects what the browser's console says of this pack's files and routes.
+    """
+
+    def __init__(self, page: Page, url: str):
+        self.page = page
+        self.url = url
+        self.errors: list[str] = []
+        page.on("console", self._note)
+        page.on("pageerror", lambda error: self._keep(f"{error} {error.stack}"))
+
+    def go(self) -> None:
+        """Open the editor and wait until it knows the nodes."""
+        self.page.request.post(f"{self.url}/settings", data=SETTINGS)
+        self.page.goto(self.url)
+        self.page.wait_for_function(READY, timeout=60_000)
+        self.page.evaluate(WATCH)
+
+    def open(self, workflow: dict) -> None:
+        """Load `workflow` (the editor's JSON) and close the dialogs about files that are not there.
+
+        Raises ValueError where the server lacks one of its nodes.
+        """
+        self.page.evaluate("async (workflow) => { await app.loadGraphData(workflow) }", workflow)
+        if missing := self.page.evaluate(MISSING):
+            raise ValueError(f"The server lacks nodes of the workflow: {missing}")
+        self.close_dialogs()
+
+    def close_dialogs(self) -> None:
+        """Close what covers the canvas."""
+        for _ in range(3):
+            self.page.keyboard.press("Escape")
+            self.page.wait_for_timeout(200)
+
+    def set(self, widget: str, value: object, type: str | None = None) -> None:
+        """Give the widgets named `widget`, of the nodes of one `type` or of all, a value, as a hand would."""
+        self.page.evaluate(SET, [type, widget, value])
+
+    def run(self, timeout: float = 120) -> None:
+        """Press Run and wait for the end. Raises ValueError with what the server said where it is not a success."""
+        before = self.page.evaluate("ended.length")
+        with self.page.expect_response("**/prompt") as reply:
+            self.page.locator(RUN_BUTTON).first.click()
+        if reply.value.status != 200:
+            raise ValueError(reply.value.text())
+        self.page.wait_for_function("(before) => ended.length > before", arg=before, timeout=timeout * 1000)
+        ended = self.page.evaluate("ended.at(-1)")
+        if ended["name"] != "execution_success":
+            raise ValueError(f"{ended.get('node_type')}: {ended.get('exception_message', ended['name'])}")
+
+    def _note(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self._keep(f"{message.text} {message.location.get('url', '')}")
+
+    def _keep(self, text: str) -> None:
+        if f"/extensions/{LINK}/" in text or "/wan/" in text:
+            self.errors.append(text)
+
+
+@contextmanager
+def chromium(python: str | Path = sys.executable) -> Iterator[Browser]:
+    """A headless Chromium of this machine. Raises SetupError where there is none."""
+    path = browser.find(python)
+    if path is None:
+        raise SetupError(browser.missing(python))
+    with sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield running
+        running.close()

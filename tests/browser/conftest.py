@@ -1,0 +1,50 @@
+"""The graph editor of a real server in a real headless Chromium."""
+
+import sys
+
+import pytest
+
+from devtools import browser, demo
+from devtools.editor import SIZE, Editor, chromium
+
+
+@pytest.fixture(scope="package")
+def running_browser():
+    """One Chromium for all tests here; without one they are left out, which `.ci/run` does not let happen.
+
+    While it runs, `asyncio.run` and so `Client` fail in this thread: use `page.request`.
+    """
+    if browser.find(sys.executable) is None:
+        pytest.skip(browser.missing(sys.executable))
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def editor(running_browser, server) -> Editor:
+    """An open editor in a window of its own; the pack may leave no error in its console."""
+    context = running_browser.new_context(viewport=SIZE)
+    opened = Editor(context.new_page(), server.url)
+    opened.go()
+    yield opened
+    context.close()
+    assert not opened.errors
+
+
+@pytest.fixture
+def page(editor):
+    """The page of `editor`, for what a test does by hand."""
+    return editor.page
+
+
+@pytest.fixture
+def open_workflow(editor):
+    """Function from the name of an example workflow to the editor with it open, demo files and values in place."""
+
+    def load(name: str, **values: object) -> Editor:
+        editor.open(demo.with_demo_files(demo.load_workflow(name)))
+        for widget, value in (demo.DEMO_VALUES | values).items():
+            editor.set(widget, value)
+        return editor
+
+    return load
