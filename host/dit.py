@@ -53,6 +53,10 @@ class HostDiT(WanDiT):
         )
         return v[:, :, :frames]
 
+    def time_modulation(self, t: torch.Tensor) -> torch.Tensor:
+        """What all blocks read of the timesteps `t` (N,) in 0..1000: float32 (N, 6 * dim)."""
+        return self.time_projection(self._embed_time(t)).squeeze(1)
+
 
 def self_attention(transformer_options):
     """The host's selected attention, followed by its `attn1_patch` patches."""

@@ -9,6 +9,7 @@ from .latent import WanEmptyLatent
 from .loaders import WanModelLoader, WanVAELoader
 from .lora import WanLoraLoader
 from .sampler import WanSampler
+from .speed import WanStepCache
 from .text import WanTextEncode, WanTextEncoderLoader
 from .vace import WanVACE
 from .vae import WanVAEDecode, WanVAEEncode
@@ -31,6 +32,7 @@ class WanExtension(ComfyExtension):
             WanVACE,
             WanEmptyLatent,
             WanModelInfo,
+            WanStepCache,
             WanSampler,
             WanVAEEncode,
             WanVAEDecode,

@@ -77,3 +77,29 @@ def run_node(pack) -> Callable[..., tuple]:
         return nodes.NODE_CLASS_MAPPINGS[node_id].PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs).result
 
     return run
+
+
+@pytest.fixture(scope="session")
+def t2v(room, models):
+    """The tiny text-to-video MODEL, in float32. A test that changes it clones it first."""
+    return room("host.model").load(str(models / "diffusion_models" / "tiny_random_wan2.1_t2v.safetensors"), "float32")
+
+
+@pytest.fixture(scope="session")
+def prompts(t2v) -> list:
+    """A positive and a negative CONDITIONING of random tokens for `t2v`."""
+    width = t2v.model.diffusion_model.config.text_dim
+    generator = torch.Generator().manual_seed(3)
+    return [[[torch.randn(1, 512, width, generator=generator), {}]] for _ in range(2)]
+
+
+@pytest.fixture(scope="session")
+def sample(run_node, prompts) -> Callable[..., torch.Tensor]:
+    """Function (model, **inputs of WanSampler) -> latent of a clip of 3 x 4 x 5 tokens; by default in 12 steps."""
+
+    def run(model, **inputs):
+        given = dict(steps=12, guidance=4.0, shift=5.0, solver="unipc", seed=11, denoise=1.0)
+        given |= {"positive": prompts[0], "negative": prompts[1], "latent": {"samples": torch.zeros(1, 16, 3, 8, 10)}}
+        return run_node("WanSampler", model=model, **(given | inputs))[0]["samples"]
+
+    return run

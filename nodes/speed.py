@@ -1,0 +1,62 @@
+"""Sampling in fewer calls of the network."""
+
+from comfy_api.latest import io
+
+from ..host import step_cache
+
+
+class WanStepCache(io.ComfyNode):
+    """MODEL that reuses its last prediction in steps where it changes little."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WanStepCache",
+            display_name="Wan Step Cache",
+            category="Wan/sampling",
+            description=(
+                "Skips steps of the network where its prediction is estimated to change less than a budget, and uses "
+                "the last one again. Near-exact: the log says how many calls were saved. For WanSampler and KSampler; "
+                "each expert of A14B gets a node of its own."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="A Wan model, with or without LoRAs and patches."),
+                io.Combo.Input(
+                    "criterion",
+                    options=list(step_cache.CRITERIA),
+                    default="easycache",
+                    tooltip="What the change is estimated from: easycache the movement of the latent, teacache the "
+                    "time embedding, magcache the magnitude of the prediction. All are measured during the run.",
+                ),
+                io.Float.Input(
+                    "budget",
+                    default=0.05,
+                    min=0.0,
+                    max=1.0,
+                    step=0.005,
+                    tooltip="Largest estimated relative error of a prediction that is used again. 0 is off.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.15,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Part of the steps before the first one that may be skipped.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=0.95,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Part of the steps after which none is skipped.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, criterion, budget, start_percent, end_percent) -> io.NodeOutput:
+        settings = step_cache.Settings(criterion, budget, start_percent, end_percent)
+        return io.NodeOutput(step_cache.apply(model, settings))
