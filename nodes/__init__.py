@@ -8,8 +8,8 @@ from .info import WanModelInfo
 from .latent import WanEmptyLatent
 from .loaders import WanModelLoader, WanVAELoader
 from .lora import WanLoraLoader
+from .patches import WanGuidance, WanStepCache
 from .sampler import WanSampler
-from .speed import WanStepCache
 from .text import WanTextEncode, WanTextEncoderLoader
 from .vace import WanVACE
 from .vae import WanVAEDecode, WanVAEEncode
@@ -33,6 +33,7 @@ class WanExtension(ComfyExtension):
             WanEmptyLatent,
             WanModelInfo,
             WanStepCache,
+            WanGuidance,
             WanSampler,
             WanVAEEncode,
             WanVAEDecode,

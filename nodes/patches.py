@@ -1,8 +1,8 @@
-"""Sampling in fewer calls of the network."""
+"""How a model is sampled: which steps are computed, and where and how they are guided."""
 
 from comfy_api.latest import io
 
-from ..host import step_cache
+from ..host import guidance, step_cache
 
 
 class WanStepCache(io.ComfyNode):
@@ -60,3 +60,58 @@ class WanStepCache(io.ComfyNode):
     def execute(cls, model, criterion, budget, start_percent, end_percent) -> io.NodeOutput:
         settings = step_cache.Settings(criterion, budget, start_percent, end_percent)
         return io.NodeOutput(step_cache.apply(model, settings))
+
+
+class WanGuidance(io.ComfyNode):
+    """MODEL that is guided only where it matters, and as CFG-Zero* does."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WanGuidance",
+            display_name="Wan Guidance",
+            category="Wan/sampling",
+            description=(
+                "Where and how classifier-free guidance works; its strength stays the sampler's. Outside the given "
+                "noise levels a step takes half the time. For WanSampler and KSampler; each expert of A14B gets a "
+                "node of its own."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="A Wan model, with or without LoRAs and patches."),
+                io.Float.Input(
+                    "sigma_start",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.005,
+                    tooltip="Highest noise level with guidance. 1 is the beginning of a run.",
+                ),
+                io.Float.Input(
+                    "sigma_end",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.005,
+                    tooltip="Lowest noise level with guidance. Below it only the positive prompt is predicted.",
+                ),
+                io.Boolean.Input(
+                    "cfg_zero",
+                    default=True,
+                    tooltip="CFG-Zero*: scales the negative prediction so that guidance adds only what differs in "
+                    "direction.",
+                ),
+                io.Int.Input(
+                    "zero_steps",
+                    default=0,
+                    min=0,
+                    max=10,
+                    tooltip="First steps that are left out, as CFG-Zero* does with 1 or 2 where the model's first "
+                    "predictions are poor. 0 leaves out none.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, sigma_start, sigma_end, cfg_zero, zero_steps) -> io.NodeOutput:
+        return io.NodeOutput(guidance.apply(model, guidance.Settings(sigma_start, sigma_end, cfg_zero, zero_steps)))

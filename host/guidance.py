@@ -1,0 +1,66 @@
+"""Classifier-free guidance of a MODEL: at which noise levels, and how the two predictions are joined."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from comfy.patcher_extension import WrappersMP
+
+KEY = "wan_guidance"  # of the wrapper in the host's options
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is guided.
+
+    sigma_start, sigma_end: noise levels, 1 to 0, between which there is guidance; outside, the prompt alone is
+    predicted, at half the work (https://arxiv.org/abs/2404.07724). cfg_zero: CFG-Zero*'s scale of the unconditional
+    prediction; zero_steps: first steps that leave the noise as it is (https://arxiv.org/abs/2503.18886).
+    """
+
+    sigma_start: float
+    sigma_end: float
+    cfg_zero: bool
+    zero_steps: int
+
+
+def apply(model, settings: Settings):
+    """A clone of the MODEL `model` that is guided so. Raises ValueError for an interval that ends above its start."""
+    if settings.sigma_end > settings.sigma_start:
+        raise ValueError(
+            f"Guidance would end at noise level {settings.sigma_end:g} and start at {settings.sigma_start:g}: noise "
+            "falls from 1 to 0, so choose a sigma_end that is not above sigma_start."
+        )
+
+    def predict_noise(executor, x, sigma, model_options, seed):
+        level, guider = float(sigma[0]), executor.class_obj
+        sigmas = model_options["transformer_options"]["sample_sigmas"]
+        if level > float(sigmas[min(settings.zero_steps, len(sigmas) - 1)]):
+            return x.clone()  # x0 = x is a velocity of 0
+        if settings.sigma_end <= level <= settings.sigma_start:
+            return executor(x, sigma, model_options, seed)
+        asked, guider.cfg = guider.cfg, 1.0  # the host then leaves out the unconditional pass
+        try:
+            return executor(x, sigma, model_options, seed)
+        finally:
+            guider.cfg = asked
+
+    clone = model.clone()
+    clone.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY)  # of two nodes in a row the last one counts
+    clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, predict_noise)
+    if settings.cfg_zero:
+        clone.set_model_sampler_cfg_function(cfg_zero)
+    return clone
+
+
+def cfg_zero(arguments: dict) -> torch.Tensor:
+    """The host's `sampler_cfg_function`: guidance from the part of the unconditional prediction that is in line.
+
+    Predictions are x - x0, (B, C, F, H, W); the unconditional one is scaled to lie as near to the other as it can.
+    """
+    cond, uncond, scale = arguments["cond"], arguments["uncond"], arguments["cond_scale"]
+    if math.isclose(scale, 1.0):  # as the host tells that it has left out the unconditional pass
+        return cond
+    axes = tuple(range(1, cond.ndim))
+    uncond = uncond * ((cond * uncond).sum(axes, keepdim=True) / uncond.square().sum(axes, keepdim=True))
+    return uncond + scale * (cond - uncond)
