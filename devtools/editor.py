@@ -20,9 +20,15 @@ SETTINGS = {  # a first visit without its tour and its dialogs
     "Comfy.TutorialCompleted": True,
     "Comfy.Minimap.Visible": False,
     "Comfy.InstalledVersion": "1.99.0",
+    "Comfy.VueNodes.Enabled": False,  # the server remembers what the last visit chose
+    "Comfy.Locale": "en",
 }
 RUN_BUTTON = 'button[data-testid="queue-button"], [data-testid="queue-button"] button'
-READY = "!!(window.app ?? window.comfyAPI?.app?.app)?.graph && !!window.LiteGraph?.registered_node_types.WanSampler"
+READY = """() => {
+    const app = window.app ?? window.comfyAPI?.app?.app
+    return !!app?.graph && !!app.extensionManager?.workflow?.activeWorkflow
+        && !!window.LiteGraph?.registered_node_types.WanSampler
+}"""
 WATCH = """() => {
     window.app ??= window.comfyAPI.app.app
     window.ended = []
@@ -41,6 +47,10 @@ SET = """([type, widget, value]) => {
             }
 }"""
 
+CONFIGURE = """async (settings) => {
+    for (const [id, value] of Object.entries(settings)) await app.extensionManager.setting.set(id, value)
+}"""
+
 
 class Editor:
     """The editor of the server at `url` in `page`.
@@ -56,10 +66,11 @@ class Editor:
         page.on("pageerror", lambda error: self._keep(f"{error} {error.stack}"))
 
     def go(self) -> None:
-        """Open the editor and wait until it knows the nodes."""
+        """Open the editor and wait until it knows the nodes and has opened its first workflow."""
         self.page.request.post(f"{self.url}/settings", data=SETTINGS)
         self.page.goto(self.url)
         self.page.wait_for_function(READY, timeout=60_000)
+        self.page.locator(RUN_BUTTON).first.wait_for()
         self.page.evaluate(WATCH)
 
     def open(self, workflow: dict) -> None:
@@ -81,6 +92,10 @@ class Editor:
     def set(self, widget: str, value: object, type: str | None = None) -> None:
         """Give the widgets named `widget`, of the nodes of one `type` or of all, a value, as a hand would."""
         self.page.evaluate(SET, [type, widget, value])
+
+    def configure(self, settings: dict[str, object]) -> None:
+        """Change settings of the editor while it is open."""
+        self.page.evaluate(CONFIGURE, settings)
 
     def run(self, timeout: float = 120) -> None:
         """Press Run and wait for the end. Raises ValueError with what the server said where it is not a success."""
