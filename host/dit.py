@@ -1,6 +1,7 @@
 """Our DiT as the host's `diffusion_model`: it speaks the host's call and serves the host's patches."""
 
 import dataclasses
+import logging
 import math
 
 import comfy.model_management
@@ -9,6 +10,7 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 
 from ..wan_model.dit import WanDiT
+from . import attention
 
 
 class HostDiT(WanDiT):
@@ -31,7 +33,27 @@ class HostDiT(WanDiT):
         return executor.execute(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
 
     def run(self, x, timestep, context, clip_fea, time_dim_concat, transformer_options, **kwargs):
-        """`forward` inside the host's wrappers."""
+        """`forward` inside the host's wrappers: again with exact attention where the result is not finite.
+
+        Raises FloatingPointError where that does not help.
+        """
+        v = self.predict(x, timestep, context, clip_fea, time_dim_concat, transformer_options, **kwargs)
+        if is_finite(v):
+            return v
+        logging.warning(
+            "%s: the result was not finite and is computed again with exact attention.", step(transformer_options)
+        )
+        options = transformer_options | {attention.OVERRIDE: attention.exact}
+        v = self.predict(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
+        if not is_finite(v):
+            raise FloatingPointError(
+                f"{step(transformer_options)}: the model's result is not finite, even with exact attention, in "
+                f"{x.dtype}: choose bfloat16 or float32 as weight_dtype of the model's loader, and check its LoRAs."
+            )
+        return v
+
+    def predict(self, x, timestep, context, clip_fea, time_dim_concat, transformer_options, **kwargs):
+        """One pass through the network with the host's patches; arguments as in `forward`."""
         frames = x.shape[2]
         if time_dim_concat is not None:
             x = torch.cat((x, time_dim_concat), dim=2)
@@ -58,29 +80,43 @@ class HostDiT(WanDiT):
         return self.time_projection(self._embed_time(t)).squeeze(1)
 
 
+def is_finite(v: torch.Tensor) -> bool:
+    """Whether all of `v` is finite, in one reduction: a sum keeps what is not."""
+    return bool(v.sum(dtype=torch.float32).isfinite())
+
+
+def step(transformer_options) -> str:
+    """Which step of a run the host is in, as far as it says so."""
+    sigmas, sigma = transformer_options.get("sample_sigmas"), transformer_options.get("sigmas")
+    if sigmas is None or sigma is None:
+        return "In a call outside a run"
+    done = int((sigmas > sigma.flatten()[0] + 1e-6).sum())
+    return f"Step {done + 1} of {len(sigmas) - 1} (sigma {float(sigma.flatten()[0]):.3f})"
+
+
 def self_attention(transformer_options):
     """The host's selected attention, followed by its `attn1_patch` patches."""
     patches = transformer_options.get("patches", {}).get("attn1_patch", ())
 
-    def attention(q, k, v, heads):
+    def attend(q, k, v, heads):
         out = optimized_attention(q, k, v, heads=heads, transformer_options=transformer_options)
         for patch in patches:
             q_heads, k_heads = (t.unflatten(-1, (heads, -1)) for t in (q, k))  # (B, L, heads, head_dim)
             out = patch({"x": out, "q": q_heads, "k": k_heads, "transformer_options": transformer_options})
         return out
 
-    return attention
+    return attend
 
 
 def cross_attention(transformer_options):
     """The host's selected attention, exact where the host can tell: low precision gives NaN on image tokens."""
 
-    def attention(q, k, v, heads):
+    def attend(q, k, v, heads):
         return optimized_attention(
             q, k, v, heads=heads, transformer_options=transformer_options, low_precision_attention=False
         )
 
-    return attention
+    return attend
 
 
 def block_runner(transformer_options, latent):

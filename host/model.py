@@ -15,6 +15,7 @@ import torch
 
 from ..wan_model import checkpoint
 from ..wan_model.dit import dit_config
+from . import attention as host_attention
 from . import packed, precision
 from .dit import HostDiT
 
@@ -65,10 +66,13 @@ CLASSES = {  # variant -> the model class and the host's configuration of it
 }
 
 
-def load(path: str, dtype: str = "auto", vace_path: str | None = None) -> comfy.model_patcher.ModelPatcher:
+def load(
+    path: str, dtype: str = "auto", vace_path: str | None = None, attention: str = "auto"
+) -> comfy.model_patcher.ModelPatcher:
     """The MODEL of a Wan diffusion file.
 
     dtype: one of `precision.CHOICES`. vace_path: a file with the VACE blocks alone, which a text-to-video model gets.
+    attention: one of `attention.CHOICES`.
     Raises ValueError for a file that holds no Wan DiT, for blocks of another size, and as `precision.configure`.
     """
     state_dict, _, _ = checkpoint.load(path)
@@ -76,8 +80,9 @@ def load(path: str, dtype: str = "auto", vace_path: str | None = None) -> comfy.
         state_dict |= checkpoint.load(vace_path)[0]
     patcher = build(state_dict, dtype)
     patcher.model.source = os.path.basename(path)
+    host_attention.choose(patcher, attention)
     # How a newer host makes a second copy for another device.
-    patcher.cached_patcher_init = (load, (path, dtype, vace_path))
+    patcher.cached_patcher_init = (load, (path, dtype, vace_path, attention))
     return patcher
 
 

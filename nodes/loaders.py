@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..host import attention as host_attention
 from ..host import files, precision
 from ..host import model as host_model
 from ..host import vae as host_vae
@@ -51,6 +52,14 @@ class WanModelLoader(io.ComfyNode):
                     optional=True,
                     tooltip="A file with VACE blocks alone makes a text-to-video model of its size a VACE model.",
                 ),
+                io.Combo.Input(
+                    "attention",
+                    options=host_attention.CHOICES,
+                    default="auto",
+                    optional=True,
+                    tooltip="auto is what ComfyUI was started with, sdpa is torch's own. sage is faster and less "
+                    "precise. What is not installed or does not work on this card is replaced, and the log says why.",
+                ),
             ],
             outputs=[io.Model.Output()],
         )
@@ -63,9 +72,9 @@ class WanModelLoader(io.ComfyNode):
         return valid
 
     @classmethod
-    def execute(cls, model_name, weight_dtype, vace_name=NONE) -> io.NodeOutput:
+    def execute(cls, model_name, weight_dtype, vace_name=NONE, attention="auto") -> io.NodeOutput:
         vace_path = None if vace_name == NONE else files.path(FOLDER, vace_name)
-        return io.NodeOutput(host_model.load(files.path(FOLDER, model_name), weight_dtype, vace_path))
+        return io.NodeOutput(host_model.load(files.path(FOLDER, model_name), weight_dtype, vace_path, attention))
 
 
 class WanVAELoader(io.ComfyNode):
