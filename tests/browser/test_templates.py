@@ -1,14 +1,57 @@
 """The example workflows in the editor: opened, run with its button, their video played."""
 
+import re
+
 import pytest
+from playwright.sync_api import expect
 
 from devtools import demo
+from devtools.host import LINK
 
 NAMES = sorted(path.stem for path in demo.WORKFLOWS.glob("*.json"))
+QUICK = {"length": 9, "steps": 2}
+VIDEO = """() => {
+    const node = app.graph._nodes.find((node) => node.type === "SaveVideo")
+    const name = app.nodeOutputs[node.id].images[0].filename
+    return [...document.querySelectorAll("video")].find((video) => video.src.includes(name)) ?? null
+}"""
 
 
-@pytest.mark.parametrize("name", NAMES[2:3])
-def test_a_template_runs(open_workflow, page, name):
-    editor = open_workflow(name)
-    editor.run()
-    page.screenshot(path="/tmp/shot.png")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_runs_and_its_video_plays_in_the_node(open_workflow, page, name):
+    open_workflow(name, **QUICK).run()
+    video = page.wait_for_function(VIDEO).as_element()
+    video.click()
+    page.wait_for_function("(video) => video.currentTime > 0.1", arg=video)
+    assert video.evaluate("(video) => [video.videoWidth, video.videoHeight]") == [
+        demo.DEMO_VALUES["width"],
+        demo.DEMO_VALUES["height"],
+    ]
+    assert video.evaluate("(video) => video.duration") == pytest.approx(9 / 16, abs=0.2)
+
+
+def test_the_dialog_lists_the_templates_with_their_pictures(editor, page):
+    page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text(LINK, exact=True).click()
+    for name in NAMES:
+        page.get_by_text(name, exact=True).first.scroll_into_view_if_needed()
+        assert page.request.get(f"{editor.url}/api/workflow_templates/{LINK}/{name}.jpg").ok
+    page.wait_for_function("[...document.images].filter((image) => image.naturalWidth > 1000).length > 3")
+    page.get_by_text(NAMES[-1], exact=True).first.click()
+    page.wait_for_function("app.graph._nodes.some((node) => node.type === 'WanSampler')")
+
+
+def test_a_template_offers_the_files_it_lacks(editor, page):
+    for name in NAMES:
+        workflow = demo.load_workflow(name)
+        page.evaluate("async (workflow) => { await app.loadGraphData(workflow) }", workflow)
+        details = page.get_by_role("button", name="View details")  # the newer editor lists them in its side panel
+        details.or_(page.get_by_text("Missing Models")).first.wait_for()
+        if details.is_visible():
+            details.click()
+        models = {model["name"] for node in workflow["nodes"] for model in node["properties"].get("models", [])}
+        for model in models:
+            page.get_by_text(model).first.wait_for()
+        downloads = page.locator("button", has_text=re.compile(r"^\s*Download( \(\?\))?\s*$"))
+        expect(downloads).to_have_count(len(models))
+        editor.close_dialogs()
