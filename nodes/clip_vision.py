@@ -6,6 +6,7 @@ from ..host import clip_vision as host_clip_vision
 from ..host import files
 from ..wan_model import checkpoint
 from .loaders import validate
+from .search import aliases
 
 FOLDER = "clip_vision"
 
@@ -19,6 +20,7 @@ class WanClipVisionLoader(io.ComfyNode):
             node_id="WanClipVisionLoader",
             display_name="Wan CLIP Vision Loader",
             category="Wan/loaders",
+            **aliases("load clip vision", "clip_vision_h"),
             description=(
                 "Loads the image encoder of Wan 2.1 image-to-video and first-last-frame models: clip_vision_h, the "
                 "transformers layout, or the official models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth."
@@ -30,7 +32,7 @@ class WanClipVisionLoader(io.ComfyNode):
                     tooltip="A CLIP ViT-H/14 file in models/clip_vision, such as clip_vision_h.safetensors.",
                 ),
             ],
-            outputs=[io.ClipVision.Output()],
+            outputs=[io.ClipVision.Output(tooltip="The image encoder, for WanClipVision.")],
         )
 
     @classmethod
@@ -51,6 +53,7 @@ class WanClipVision(io.ComfyNode):
             node_id="WanClipVision",
             display_name="Wan CLIP Vision",
             category="Wan/conditioning",
+            **aliases("clip vision encode", "image encoder"),
             description=(
                 "What Wan 2.1 image-to-video models see of the start image and first-last-frame models of both. The "
                 "whole image is squeezed into a square, as in the official code. Wan 2.2 models do not need it."
@@ -69,7 +72,7 @@ class WanClipVision(io.ComfyNode):
                     tooltip="The last frame, for first-last-frame models only; of several frames, the last is read.",
                 ),
             ],
-            outputs=[io.ClipVisionOutput.Output()],
+            outputs=[io.ClipVisionOutput.Output(tooltip="What the model sees of the pictures, for WanConditioning.")],
         )
 
     @classmethod

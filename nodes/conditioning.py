@@ -7,6 +7,7 @@ from ..host import conditioning as host_conditioning
 from ..host import pictures
 from ..host.messages import say
 from .latent import WanEmptyLatent, size_inputs
+from .search import aliases
 from .vae import tile_inputs
 
 
@@ -19,6 +20,7 @@ class WanConditioning(io.ComfyNode):
             node_id="WanConditioning",
             display_name="Wan Conditioning",
             category="Wan/conditioning",
+            **aliases("image to video", "i2v", "first last frame", "flf2v", "start image", "WanImageToVideo"),
             description=(
                 "Begins a clip of any Wan model but VACE: with its first frame, its last, several of both, or none "
                 "for text to video. What the model needs follows from the VAE: Wan 2.1 and A14B get a mask and an "
@@ -46,9 +48,9 @@ class WanConditioning(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive"),
-                io.Conditioning.Output(display_name="negative"),
-                io.Latent.Output(display_name="latent"),
+                io.Conditioning.Output(display_name="positive", tooltip="The positive prompt with the pictures."),
+                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt with the pictures."),
+                io.Latent.Output(display_name="latent", tooltip="The new clip, for the latent of WanSampler."),
             ],
             hidden=[io.Hidden.unique_id],
         )

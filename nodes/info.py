@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..host import files, info
 from ..host.messages import say
+from .search import aliases
 
 
 class WanModelInfo(io.ComfyNode):
@@ -15,6 +16,7 @@ class WanModelInfo(io.ComfyNode):
             node_id="WanModelInfo",
             display_name="Wan Model Info",
             category="Wan/loaders",
+            **aliases("what is this file", "checkpoint info", "memory"),
             description=(
                 "Says what a model file is (variant, size, precision, layout), how much memory its weights take and "
                 "which VAE, text encoder and CLIP vision go with it. Reads only its header."
@@ -26,7 +28,7 @@ class WanModelInfo(io.ComfyNode):
                     tooltip="A file in models/diffusion_models, vae, text_encoders or clip_vision.",
                 ),
             ],
-            outputs=[io.String.Output(display_name="text")],
+            outputs=[io.String.Output(display_name="text", tooltip="The sentences about the file.")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from ..host.conditioning import new_clip
 from ..host.messages import say
 from ..wan_model import geometry
+from .search import aliases
 
 
 def size_inputs() -> list[io.Int.Input]:
@@ -30,12 +31,13 @@ class WanEmptyLatent(io.ComfyNode):
             node_id="WanEmptyLatent",
             display_name="Wan Empty Latent",
             category="Wan/latent",
+            **aliases("empty video latent", "text to video", "t2v", "resolution", "frames"),
             description="Size and length of a new clip. Sides snap down to multiples of 16 (32 for the 5B).",
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE that will decode the clip: it sets channels and scale."),
                 *size_inputs(),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="The empty clip, for the latent of WanSampler.")],
             hidden=[io.Hidden.unique_id],
         )
 

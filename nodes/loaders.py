@@ -7,6 +7,7 @@ from ..host import files, precision
 from ..host import model as host_model
 from ..host import vae as host_vae
 from ..wan_model import checkpoint
+from .search import aliases
 
 VAE_DTYPES = ("auto", *precision.FLOATS)
 FOLDER, NONE = "diffusion_models", "none"
@@ -30,6 +31,7 @@ class WanModelLoader(io.ComfyNode):
             node_id="WanModelLoader",
             display_name="Wan Model Loader",
             category="Wan/loaders",
+            **aliases("load diffusion model", "unet loader", "wan 2.1", "wan 2.2", "vace", "gguf"),
             description="Loads a Wan diffusion model. What it is (size, text or image to video) is read from the file.",
             inputs=[
                 io.Combo.Input(
@@ -61,7 +63,7 @@ class WanModelLoader(io.ComfyNode):
                     "precise. What is not installed or does not work on this card is replaced, and the log says why.",
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="The model, for WanSampler, KSampler, LoRA loaders and patches.")],
         )
 
     @classmethod
@@ -86,6 +88,7 @@ class WanVAELoader(io.ComfyNode):
             node_id="WanVAELoader",
             display_name="Wan VAE Loader",
             category="Wan/loaders",
+            **aliases("load vae", "wan vae"),
             description="Loads a Wan video VAE: 2.1 (16 channels, also for A14B) or 2.2 (48 channels, for the 5B).",
             inputs=[
                 io.Combo.Input(
@@ -106,7 +109,7 @@ class WanVAELoader(io.ComfyNode):
                     tooltip="Precision of encoding. auto is float32: lower ones let the colours of start images drift.",
                 ),
             ],
-            outputs=[io.Vae.Output()],
+            outputs=[io.Vae.Output(tooltip="The VAE, for this pack's nodes and ComfyUI's own.")],
         )
 
     @classmethod

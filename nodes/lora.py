@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..host import files
 from ..host import lora as host_lora
 from ..host.messages import say
+from .search import aliases
 
 FOLDER, NONE = "loras", "none"
 SLOTS = (1, 2, 3, 4)
@@ -39,6 +40,7 @@ class WanLoraLoader(io.ComfyNode):
             node_id="WanLoraLoader",
             display_name="Wan LoRA Loader",
             category="Wan/loaders",
+            **aliases("lora", "load lora", "lightx2v"),
             description=(
                 "Adds LoRAs to a Wan model and says how many of their keys matched. For Wan 2.2 A14B use one node for "
                 "each expert, or the same for both. Changing a strength does not load the model again."
@@ -47,7 +49,7 @@ class WanLoraLoader(io.ComfyNode):
                 io.Model.Input("model", tooltip="A Wan model, from WanModelLoader or another loader."),
                 *(item for slot in slots for item in slot),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="The model with the LoRAs.")],
             hidden=[io.Hidden.unique_id],
         )
 

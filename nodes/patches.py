@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..host import guidance, step_cache
+from .search import aliases
 
 
 class WanStepCache(io.ComfyNode):
@@ -14,6 +15,7 @@ class WanStepCache(io.ComfyNode):
             node_id="WanStepCache",
             display_name="Wan Step Cache",
             category="Wan/sampling",
+            **aliases("teacache", "magcache", "easycache", "faster"),
             description=(
                 "Skips steps of the network where its prediction is estimated to change less than a budget, and uses "
                 "the last one again. Near-exact: the log says how many calls were saved. For WanSampler and KSampler; "
@@ -53,7 +55,7 @@ class WanStepCache(io.ComfyNode):
                     tooltip="Part of the steps after which none is skipped.",
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="The model that skips steps.")],
         )
 
     @classmethod
@@ -71,6 +73,7 @@ class WanGuidance(io.ComfyNode):
             node_id="WanGuidance",
             display_name="Wan Guidance",
             category="Wan/sampling",
+            **aliases("cfg", "cfg-zero", "guidance interval"),
             description=(
                 "Where and how classifier-free guidance works; its strength stays the sampler's. Outside the given "
                 "noise levels a step takes half the time. For WanSampler and KSampler; each expert of A14B gets a "
@@ -109,7 +112,7 @@ class WanGuidance(io.ComfyNode):
                     "predictions are poor. 0 leaves out none.",
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="The model that is guided so.")],
         )
 
     @classmethod

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..host import sampling
 from ..wan_model import solvers
+from .search import aliases
 
 
 def expert_inputs() -> list:
@@ -47,6 +48,7 @@ class WanSampler(io.ComfyNode):
             node_id="WanSampler",
             display_name="Wan Sampler",
             category="Wan/sampling",
+            **aliases("ksampler", "unipc", "dpm++", "euler", "video to video", "high noise low noise"),
             description="Samples a clip with the official solvers and noise schedule of Wan.",
             inputs=[
                 io.Model.Input("model", tooltip="A Wan model, with or without LoRAs and patches."),
@@ -94,7 +96,7 @@ class WanSampler(io.ComfyNode):
                 ),
                 *expert_inputs(),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="The finished clip, for a decoder.")],
         )
 
     @classmethod

@@ -7,6 +7,7 @@ from ..host import files
 from ..wan_model import checkpoint
 from ..wan_model.configs import NEGATIVE_PROMPT
 from .loaders import validate
+from .search import aliases
 
 FOLDER = "text_encoders"
 
@@ -20,6 +21,7 @@ class WanTextEncoderLoader(io.ComfyNode):
             node_id="WanTextEncoderLoader",
             display_name="Wan Text Encoder Loader",
             category="Wan/loaders",
+            **aliases("umt5", "t5", "load clip", "clip loader"),
             description=(
                 "Loads umT5, the text encoder of every Wan model: ComfyUI's umt5_xxl files, Hugging Face's, or the "
                 "official models_t5_umt5-xxl-enc-bf16.pth with spiece.model beside it. The CLIP also works in "
@@ -32,7 +34,7 @@ class WanTextEncoderLoader(io.ComfyNode):
                     tooltip="A umT5 file in models/text_encoders, such as umt5_xxl_fp8_e4m3fn_scaled.safetensors.",
                 ),
             ],
-            outputs=[io.Clip.Output()],
+            outputs=[io.Clip.Output(tooltip="The text encoder, for WanTextEncode or CLIPTextEncode.")],
         )
 
     @classmethod
@@ -53,6 +55,7 @@ class WanTextEncode(io.ComfyNode):
             node_id="WanTextEncode",
             display_name="Wan Text Encode",
             category="Wan/conditioning",
+            **aliases("prompt", "clip text encode", "negative prompt"),
             description=(
                 "Turns both prompts into conditioning, cleaned as in the official code and cut at 512 tokens. Text is "
                 "literal: parentheses do not weigh words. For weights, use CLIPTextEncode with the same CLIP."
@@ -76,8 +79,8 @@ class WanTextEncode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive"),
-                io.Conditioning.Output(display_name="negative"),
+                io.Conditioning.Output(display_name="positive", tooltip="The positive prompt, for WanSampler."),
+                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt, for WanSampler."),
             ],
         )
 

@@ -8,6 +8,7 @@ from ..host import pictures
 from ..host import vace as host_vace
 from ..host.messages import say
 from .latent import WanEmptyLatent, size_inputs
+from .search import aliases
 from .vae import tile_inputs
 
 
@@ -20,6 +21,7 @@ class WanVACE(io.ComfyNode):
             node_id="WanVACE",
             display_name="Wan VACE",
             category="Wan/conditioning",
+            **aliases("control video", "inpaint", "reference image", "WanVaceToVideo"),
             description=(
                 "Begins a clip of a Wan VACE model: follows a control video, repaints where the mask is white, shows "
                 "the subjects of reference pictures. Several of these nodes in a row add up. WanSampler takes the "
@@ -56,9 +58,9 @@ class WanVACE(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive"),
-                io.Conditioning.Output(display_name="negative"),
-                io.Latent.Output(display_name="latent"),
+                io.Conditioning.Output(display_name="positive", tooltip="The positive prompt with the VACE context."),
+                io.Conditioning.Output(display_name="negative", tooltip="The negative prompt with the VACE context."),
+                io.Latent.Output(display_name="latent", tooltip="The new clip, for the latent of WanSampler."),
             ],
             hidden=[io.Hidden.unique_id],
         )

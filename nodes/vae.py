@@ -4,6 +4,7 @@ from comfy_api.latest import Input, io
 
 from ..host import vae as host_vae
 from ..host import video as host_video
+from .search import aliases
 
 
 def tile_inputs() -> list[io.Int.Input]:
@@ -24,13 +25,14 @@ class WanVAEDecode(io.ComfyNode):
             node_id="WanVAEDecode",
             display_name="Wan VAE Decode",
             category="Wan/vae",
+            **aliases("vae decode", "latent to images"),
             description="Decodes a latent clip to images, one latent frame at a time, in tiles where memory is short.",
             inputs=[
                 io.Vae.Input("vae", tooltip="From WanVAELoader."),
                 io.Latent.Input("samples", tooltip="The latent clip."),
                 *tile_inputs(),
             ],
-            outputs=[io.Image.Output()],
+            outputs=[io.Image.Output(tooltip="Every frame, in order; the clips of a batch follow one another.")],
         )
 
     @classmethod
@@ -48,6 +50,7 @@ class WanVAEEncode(io.ComfyNode):
             node_id="WanVAEEncode",
             display_name="Wan VAE Encode",
             category="Wan/vae",
+            **aliases("vae encode", "video to latent"),
             description=(
                 "Encodes images or a video as one clip. Frames beyond the last 4n+1 are left out, sides are cropped. A "
                 "video is read frame by frame."
@@ -61,7 +64,7 @@ class WanVAEEncode(io.ComfyNode):
                 ),
                 *tile_inputs(),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="The clip, for the latent of WanSampler with denoise below 1.")],
         )
 
     @classmethod

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..host import video as host_video
+from .search import aliases
 from .vae import tile_inputs
 
 
@@ -15,6 +16,7 @@ class WanVAEDecodeToVideo(io.ComfyNode):
             node_id="WanVAEDecodeToVideo",
             display_name="Wan VAE Decode to Video",
             category="Wan/vae",
+            **aliases("vae decode", "latent to video", "streaming"),
             description=(
                 "Makes a video that is decoded while SaveVideo writes it, so a clip of any length needs the memory of "
                 "a few frames. Each node that reads the video decodes it again."
@@ -33,7 +35,7 @@ class WanVAEDecodeToVideo(io.ComfyNode):
                 ),
                 io.Audio.Input("audio", optional=True, tooltip="Sound of the video; what outlasts the frames is cut."),
             ],
-            outputs=[io.Video.Output()],
+            outputs=[io.Video.Output(tooltip="The video, for SaveVideo: decoded while it is saved.")],
         )
 
     @classmethod
