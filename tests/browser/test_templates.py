@@ -23,10 +23,8 @@ def test_a_template_runs_and_its_video_plays_in_the_node(open_workflow, page, na
     video = page.wait_for_function(VIDEO).as_element()
     video.click()
     page.wait_for_function("(video) => video.currentTime > 0.1", arg=video)
-    assert video.evaluate("(video) => [video.videoWidth, video.videoHeight]") == [
-        demo.DEMO_VALUES["width"],
-        demo.DEMO_VALUES["height"],
-    ]
+    size = [demo.DEMO_VALUES["width"], demo.DEMO_VALUES["height"]]
+    assert video.evaluate("(video) => [video.videoWidth, video.videoHeight]") == size
     assert video.evaluate("(video) => video.duration") == pytest.approx(9 / 16, abs=0.2)
 
 
