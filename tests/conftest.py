@@ -35,6 +35,7 @@ register("devtools", ROOT)
 recipe = register("recipe", GOLDEN)
 register("writers", ROOT / "tests")
 register("mutations", ROOT / "tests")
+register("measure", ROOT / "benchmarks")
 running_server = register("running_server", ROOT / "tests")
 
 

@@ -1,0 +1,57 @@
+"""How much memory a forward of the DiT takes beside its weights, and how it takes less: fewer tokens at once."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ..wan_model.configs import PATCH, TEXT_LENGTH, DiTConfig
+from ..wan_model.dit import HEAD_DIM
+
+CHUNKS = (65536, 32768, 16384, 8192, 4096)  # tokens; below the last one, matrix products lose speed
+USABLE = 0.9  # of the free memory: the rest is for the backend's workspaces and for what the formula misses
+
+
+def tokens(shape: Sequence[int]) -> int:
+    """Tokens of a latent of `shape` (B, C, F, H, W), whose sides may be odd."""
+    return shape[0] * shape[2] * math.ceil(shape[3] / PATCH[1]) * math.ceil(shape[4] / PATCH[2])
+
+
+def forward_bytes(
+    config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, *, contexts: int = 0, chunk: int | None = None
+) -> int:
+    """The most memory that a forward holds at a time besides weights and input.
+
+    shape: of the latent (B, C, F, H, W). dtype: what it computes in. contexts: VACE contexts. chunk: most tokens that
+    are projected at once, or None. Counted from the blocks' code for attention without a matrix of scores, as torch's,
+    flash and SageAttention are; the host's split and sub-quadratic ones size themselves by what is free.
+    """
+    count = tokens(shape)
+    part = count if chunk is None else min(chunk, count)
+    joined = part < count  # the results of the parts are collected in a tensor of their own
+    dim = config.dim * dtype.itemsize
+    rotating = 6 if dtype.itemsize < 4 else 4  # rotation is in float32
+    phases = (
+        # the block's input; of a part: normed, q, k and what makes the second of these
+        count * dim * (4 if joined else 1) + part * dim * rotating,
+        # the block's input, q, k, v and the result of attention
+        count * dim * 5,
+        # the block's input, that of cross-attention; of a part: normed, q, and what attention gives and is made of that
+        count * dim * (3 if joined else 2) + part * dim * (5 if config.image_tokens else 4),
+        # the block's input, that of the feed-forward; of a part: normed, hidden, projected
+        count * dim * (3 if joined else 2) + part * (2 * dim + config.ffn_dim * dtype.itemsize),
+    )
+    controls = count * dim * (contexts + 1) if contexts else 0  # their tokens, and the main ones while theirs run
+    context = 3 * shape[0] * (TEXT_LENGTH + config.image_tokens) * dim  # embedded, and a block's keys and values of it
+    rotations = count // shape[0] * HEAD_DIM * torch.float32.itemsize
+    return max(phases) + controls + context + rotations
+
+
+def choose_chunk(
+    config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, free: int, *, contexts: int = 0
+) -> int | None:
+    """The largest of `CHUNKS`, or None for all tokens at once, with which a forward fits `free` bytes; or the least."""
+    for chunk in (None, *CHUNKS):
+        if forward_bytes(config, shape, dtype, contexts=contexts, chunk=chunk) <= USABLE * free:
+            return chunk
+    return CHUNKS[-1]

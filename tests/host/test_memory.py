@@ -1,0 +1,128 @@
+"""The memory that a forward is said to need, against what it takes, and what the host does with the number."""
+
+import comfy.ops
+import measure
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+
+VARIANTS = {  # channels in and out, and what else makes the variant
+    "t2v": (16, 16, {}),
+    "i2v": (36, 16, {"image_tokens": 257}),
+    "ti2v": (48, 48, {}),
+    "vace": (16, 16, {"vace_layers": (0, 1)}),
+}
+
+
+@pytest.fixture(scope="module")
+def memory(room):
+    return room("host.memory")
+
+
+@pytest.fixture(scope="module")
+def build(room):
+    def build(variant, ffn_dim, dtype):
+        in_dim, out_dim, more = VARIANTS[variant]
+        sizes = dict(dim=512, ffn_dim=ffn_dim, heads=4, layers=2, in_dim=in_dim, out_dim=out_dim, text_dim=64)
+        config = room("wan_model.configs").DiTConfig(variant=variant, image_dim=64, **sizes, **more)
+        network = room("host.dit").HostDiT(config, ops=comfy.ops.manual_cast, dtype=dtype, device="cpu")
+        for parameter in network.parameters():
+            parameter.data.normal_(0, 0.02)
+        return network
+
+    return build
+
+
+@pytest.fixture
+def set_free(monkeypatch):
+    """Function (bytes): lets the host find so much free memory."""
+
+    def set_free(free):
+        def get(device=None, torch_free_too=False):
+            return (free, free) if torch_free_too else free
+
+        monkeypatch.setattr("comfy.model_management.get_free_memory", get)
+
+    return set_free
+
+
+def inputs(room, network, batch, grid, dtype):
+    """A call of `network` for `grid` tokens, by torch's attention: the host's on a CPU takes whatever is free."""
+    config, (frames, height, width) = network.config, grid
+    x = torch.randn(batch, config.in_dim, frames, 2 * height, 2 * width, dtype=dtype)
+    t = torch.full((batch, frames) if config.variant == "ti2v" else (batch,), 500.0)
+    given = {"transformer_options": {"optimized_attention_override": room("host.attention").torch_sdpa}}
+    if config.image_tokens:
+        given["clip_fea"] = torch.randn(batch, 257, 64, dtype=dtype)
+    if config.vace_layers:
+        given["vace_context"] = torch.randn(batch, 1, 96, *x.shape[2:], dtype=dtype)
+        given["vace_strength"] = [1.0]
+    return (x, t, torch.randn(batch, 512, 64, dtype=dtype)), given
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("chunk", [None, 256])
+@pytest.mark.parametrize("variant, ffn_dim, batch", [("t2v", 2048, 1), ("t2v", 1382, 2), ("i2v", 1382, 1)])
+def test_the_formula_is_what_a_forward_takes(room, memory, build, monkeypatch, variant, ffn_dim, batch, dtype, chunk):
+    network, grid = build(variant, ffn_dim, dtype), (5, 16, 16)
+    monkeypatch.setattr(memory, "choose_chunk", lambda *_, **__: chunk)
+    arguments, given = inputs(room, network, batch, grid, dtype)
+    peak = measure.traced(lambda: network(*arguments, **given)).peak
+    needed = memory.forward_bytes(network.config, arguments[0].shape, dtype, chunk=chunk)
+    assert 0.8 < needed / peak < 1.25
+
+
+@pytest.mark.parametrize("variant, contexts", [("ti2v", 0), ("vace", 1)])
+def test_the_formula_for_other_variants(room, memory, build, variant, contexts):
+    network = build(variant, 2048, torch.float32)
+    arguments, given = inputs(room, network, 1, (5, 16, 16), torch.float32)
+    peak = measure.traced(lambda: network(*arguments, **given)).peak
+    needed = memory.forward_bytes(network.config, arguments[0].shape, torch.float32, contexts=contexts)
+    assert 0.8 < needed / peak < 1.25
+
+
+def test_a_chunk_is_chosen_from_free_memory(memory, room):
+    sizes = dict(dim=5120, ffn_dim=13824, heads=40, layers=40, in_dim=16, out_dim=16, text_dim=4096)
+    config = room("wan_model.configs").DiTConfig(variant="t2v", **sizes)
+    shape = (1, 16, 21, 90, 160)  # 75,600 tokens of 720p
+    whole, least = (memory.forward_bytes(config, shape, torch.bfloat16, chunk=chunk) for chunk in (None, 4096))
+    assert 1.2 < whole / least < 2
+    choices = [memory.choose_chunk(config, shape, torch.bfloat16, free) for free in (2 * whole, whole, least, 0)]
+    assert choices[0] is None and choices[-1] == choices[-2] == 4096
+    assert 4096 < choices[1] < 75600
+
+
+def test_little_free_memory_gives_the_same_result(room, build, set_free, monkeypatch, relative_error):
+    network = build("ti2v", 2048, torch.float32)
+    arguments, given = inputs(room, network, 2, (5, 8, 9), torch.float32)
+    whole = network(*arguments, **given)
+    monkeypatch.setattr(room("host.memory"), "CHUNKS", (150, 50))
+    for free in (0, 2**23):
+        set_free(free)
+        assert relative_error(network(*arguments, **given), whole) < 1e-5
+
+
+def test_both_prompts_are_batched_where_memory_allows(t2v, sample, set_free):
+    batches, model = [], t2v.clone()
+
+    def count(executor, x, *arguments, **options):
+        batches.append(len(x))
+        return executor(x, *arguments, **options)
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "count", count)
+    one = t2v.model.memory_required((1, 16, 3, 8, 10))
+    for free, expected in ((4 * one, 2), (1.4 * one, 1)):
+        batches.clear()
+        set_free(free)
+        sample(model, steps=1)
+        assert set(batches) == {expected}
+
+
+def test_the_host_asks_for_what_the_formula_says(t2v, memory):
+    config, shape = t2v.model.diffusion_model.config, (2, 16, 21, 60, 104)
+    largest = 4 * config.dim * config.ffn_dim
+    assert t2v.model.memory_required(shape) - largest == memory.forward_bytes(
+        config, shape, torch.float32, chunk=memory.CHUNKS[-1]
+    )
+    longer = {"time_dim_concat": [(1, 16, 2, 60, 104)]}
+    assert t2v.model.memory_required(shape, cond_shapes=longer) == t2v.model.memory_required((2, 16, 23, 60, 104))
