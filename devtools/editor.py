@@ -47,10 +47,6 @@ SET = """([type, widget, value]) => {
             }
 }"""
 
-CONFIGURE = """async (settings) => {
-    for (const [id, value] of Object.entries(settings)) await app.extensionManager.setting.set(id, value)
-}"""
-
 
 class Editor:
     """The editor of the server at `url` in `page`.
@@ -65,9 +61,9 @@ class Editor:
         page.on("console", self._note)
         page.on("pageerror", lambda error: self._keep(f"{error} {error.stack}"))
 
-    def go(self) -> None:
-        """Open the editor and wait until it knows the nodes and has opened its first workflow."""
-        self.page.request.post(f"{self.url}/settings", data=SETTINGS)
+    def go(self, settings: dict[str, object] | None = None) -> None:
+        """Open the editor, with other `settings` than the usual, and wait until it has opened its first workflow."""
+        self.page.request.post(f"{self.url}/settings", data=SETTINGS | (settings or {}))
         self.page.goto(self.url)
         self.page.wait_for_function(READY, timeout=60_000)
         self.page.locator(RUN_BUTTON).first.wait_for()
@@ -92,10 +88,6 @@ class Editor:
     def set(self, widget: str, value: object, type: str | None = None) -> None:
         """Give the widgets named `widget`, of the nodes of one `type` or of all, a value, as a hand would."""
         self.page.evaluate(SET, [type, widget, value])
-
-    def configure(self, settings: dict[str, object]) -> None:
-        """Change settings of the editor while it is open."""
-        self.page.evaluate(CONFIGURE, settings)
 
     def run(self, timeout: float = 120) -> None:
         """Press Run and wait for the end. Raises ValueError with what the server said where it is not a success."""

@@ -16,7 +16,7 @@ import torch
 from ..wan_model import checkpoint
 from ..wan_model.dit import dit_config
 from . import attention as host_attention
-from . import memory, packed, precision
+from . import memory, packed, precision, preview
 from .dit import HostDiT
 
 
@@ -96,6 +96,7 @@ def load(
         state_dict |= checkpoint.load(vace_path)[0]
     patcher = build(state_dict, dtype)
     patcher.model.source = os.path.basename(path)
+    preview.watch(patcher)
     host_attention.choose(patcher, attention)
     # How a newer host makes a second copy for another device.
     patcher.cached_patcher_init = (load, (path, dtype, vace_path, attention))

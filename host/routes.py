@@ -1,20 +1,47 @@
-"""What the editor may ask of the pack over HTTP, under /wan."""
+"""What the editor may ask of the pack over HTTP, under /wan: questions with an answer, which change nothing."""
 
 import asyncio
 import sys
 
 from aiohttp import web
 
-from . import info
+from . import info, preview
 
 
 async def get_info(request: web.Request) -> web.Response:
-    """GET /wan/info?folder=F&name=N: `info.describe` as JSON, or status 400 and {"error": a sentence}."""
+    """GET /wan/info?folder=F&name=N: `info.describe`."""
     folder, name = request.query.get("folder", ""), request.query.get("name", "")
+    return web.json_response(await asyncio.to_thread(info.describe, folder, name))
+
+
+async def get_preview(request: web.Request) -> web.Response:
+    """GET /wan/preview?key=K: the newest frames of a run as a JPEG, `preview.Sheet.jpeg`."""
+    sheet = preview.sheet(request.query.get("key", ""))
+    if sheet is None:
+        return refuse(404, "This run shows no preview any more: another one has begun.")
+    body = await asyncio.to_thread(sheet.jpeg)
+    return web.Response(body=body, content_type="image/jpeg", headers={"Cache-Control": "no-store"})
+
+
+QUESTIONS = {"info": get_info, "preview": get_preview}
+
+
+async def answer(request: web.Request) -> web.Response:
+    """Any request under /wan: one of `QUESTIONS`, or status 400, 404 or 405 and {"error": a sentence}."""
+    question = QUESTIONS.get(request.match_info["question"])
+    if question is None:
+        return refuse(404, f"There is no such question: ask one of {', '.join(QUESTIONS)}.")
+    if request.method not in ("GET", "HEAD"):
+        return refuse(405, f"{request.method} is not answered here: ask with GET.", Allow="GET, HEAD")
     try:
-        return web.json_response(await asyncio.to_thread(info.describe, folder, name))
+        return await question(request)
     except ValueError as error:
-        return web.json_response({"error": str(error)}, status=400)
+        return refuse(400, str(error))
+
+
+def refuse(status: int, sentence: str, **headers: str) -> web.Response:
+    """The answer to a request that is none."""
+    return web.json_response({"error": sentence}, status=status, headers=headers)
 
 
 def register() -> None:
@@ -22,4 +49,4 @@ def register() -> None:
     server = sys.modules.get("server")
     instance = getattr(server.PromptServer, "instance", None) if server else None
     if instance is not None:
-        instance.routes.get("/wan/info")(get_info)
+        instance.routes.route("*", "/wan/{question:.*}")(answer)

@@ -13,6 +13,7 @@ import latent_preview
 import torch
 
 from ..wan_model import solvers
+from . import preview
 from .messages import latents
 from .model import HostModel
 
@@ -185,7 +186,9 @@ def sample(stages: Sequence[Expert], positive, negative, latent: dict, schedule:
         if sampler.run is not None and sampler.run.index > 0:
             release(stage, sampler.run)
         sampler.until = stage.until
-        guider = comfy.samplers.CFGGuider(with_official_timesteps(stage.model))
+        model = with_official_timesteps(stage.model)
+        preview.watch(model, skip=latent.get(TRIM, 0))
+        guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(stage.guidance)
         out = guider.sample(

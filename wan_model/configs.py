@@ -90,7 +90,8 @@ class DiTConfig:
 
     variant: a key of `VARIANTS`. in_dim / out_dim: latent channels into the patch embedding and out of the head.
     image_tokens: CLIP tokens that the cross-attention reads: 0, 257 (one image) or 514 (first and last image, with a
-    position embedding). vace_layers: indices of the blocks that receive a VACE hint.
+    position embedding). vace_layers: indices of the blocks that receive a VACE hint. window_size: how many tokens to
+    the left and right self-attention sees, -1 for all; no checkpoint tells it, and every released Wan sees all.
     """
 
     variant: str
@@ -107,6 +108,7 @@ class DiTConfig:
     vace_layers: tuple[int, ...] = ()
     vace_in_dim: int = 96
     eps: float = 1e-6
+    window_size: tuple[int, int] = (-1, -1)
 
 
 VARIANTS = {
@@ -118,6 +120,11 @@ VARIANTS = {
     "i2v_a14b": Sampling(shift=5.0, steps=40, guidance=(3.5, 3.5), fps=16, frames=81, boundary=0.900),
     "ti2v": Sampling(shift=5.0, steps=50, guidance=(5.0, 5.0), fps=24, frames=121),
 }
+
+
+def frame_rate(latent_channels: int) -> int:
+    """Frames a second of the clips of models with so many latent channels."""
+    return VARIANTS["ti2v" if latent_channels == 48 else "t2v"].fps
 
 
 @dataclass(frozen=True)

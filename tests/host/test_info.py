@@ -23,7 +23,8 @@ def folder(models):
 
 
 def ask(room, query):
-    response = asyncio.run(room("host.routes").get_info(make_mocked_request("GET", f"/wan/info?{query}")))
+    request = make_mocked_request("GET", f"/wan/info?{query}", match_info={"question": "info"})
+    response = asyncio.run(room("host.routes").answer(request))
     return response.status, json.loads(response.text)
 
 

@@ -1,0 +1,88 @@
+"""The pack's routes on a running server: what they answer, and what they refuse without touching anything."""
+
+import io
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+from PIL import Image
+
+from devtools import demo
+from devtools.workflow import to_prompt
+
+HUGE = b"x" * 30_000_000
+
+
+def ask(server, path, method="GET", body=None):
+    """(status, content type, body) of a request to `server`."""
+    request = urllib.request.Request(server.url + path, data=body, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.status, reply.headers.get_content_type(), reply.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers.get_content_type(), error.read()
+
+
+@pytest.mark.parametrize(
+    "path, status",
+    [
+        ("/wan/info", 400),
+        ("/wan/info?folder=vae&name=absent.safetensors", 400),
+        ("/wan/info?folder=vae&name=../diffusion_models/tiny_random_wan2.1_t2v.safetensors", 400),
+        ("/wan/info?folder=vae&name=..%2Fdiffusion_models%2Ftiny_random_wan2.1_t2v.safetensors", 400),
+        ("/wan/info?folder=vae&name=/etc/passwd", 400),
+        ("/wan/info?folder=vae&name=%00", 400),
+        ("/wan/info?folder=../input&name=example.png", 400),
+        ("/wan/preview?key=../../etc/passwd", 404),
+        ("/wan/preview", 404),
+        ("/wan/", 404),
+        ("/wan/../wan/absent", 404),
+        ("/wan/%2e%2e/%2e%2e/etc/passwd", 404),
+    ],
+)
+def test_a_bad_request_gets_one_sentence(server, path, status):
+    answered, kind, body = ask(server, path)
+    assert (answered, kind) == (status, "application/json")
+    assert json.loads(body)["error"].endswith(".")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+@pytest.mark.parametrize("question", ["info", "preview"])
+def test_other_methods_are_refused(server, method, question):
+    answered, kind, body = ask(server, f"/wan/{question}?folder=vae&name=x", method, b"{}")
+    assert (answered, kind) == (405, "application/json")
+    assert "ask with GET" in json.loads(body)["error"]
+
+
+def test_a_huge_body_is_not_read(server):
+    request = urllib.request.Request(f"{server.url}/wan/info", data=HUGE, method="POST")
+    try:
+        with pytest.raises(urllib.error.HTTPError, match="405"):
+            urllib.request.urlopen(request, timeout=60)
+    except (ConnectionError, urllib.error.URLError):
+        pass  # refused while it was still being sent
+    assert ask(server, "/wan/info?folder=vae&name=tiny_random_wan2.1_vae.safetensors")[0] == 200
+
+
+def test_the_client_that_queued_a_run_sees_every_latent_frame(server, client, object_info):
+    prompt = demo.adapt(to_prompt(demo.load_workflow("wan21_text_to_video"), object_info), "a red ball")
+    sampler = next(number for number, node in prompt.items() if node["class_type"] == "WanSampler")
+    prompt[sampler]["inputs"]["seed"] = 77
+    pictures = []
+
+    def note(event, data):
+        if event == "wan.preview":
+            status, kind, body = ask(server, data["picture"])
+            assert (data["node"], status, kind) == (sampler, 200, "image/jpeg")
+            pictures.append((data, Image.open(io.BytesIO(body)).convert("RGB")))
+
+    client.run(prompt, note)
+    assert [data["step"] for data, _ in pictures] == [1, 2, 3, 4]
+    for data, picture in pictures:
+        width, height = picture.size
+        assert (width, height / data["frames"], data["frames"]) == (16, 12, 5)
+    first, last = pictures[0][1], pictures[-1][1]
+    assert first.tobytes() != last.tobytes()
+    frames = {last.crop((0, 12 * index, 16, 12 * index + 12)).tobytes() for index in range(5)}
+    assert len(frames) == 5

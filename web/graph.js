@@ -1,0 +1,75 @@
+// Reading the graph: nodes by the ids that the server knows, and what feeds an input.
+
+import { app } from "../../scripts/app.js"
+
+const FROM_OUTSIDE = -10 // origin of links that come from a subgraph's own inputs
+const BYPASSED = 4
+
+/** The outermost graph. */
+export function root() {
+    return app.rootGraph ?? app.graph
+}
+
+/** The node that the server calls `id`: "12:7" is node 7 of the subgraph in node 12. */
+export function nodeAt(id) {
+    let graph = root()
+    let node
+    for (const part of String(id).split(":")) {
+        node = graph?.getNodeById(part)
+        graph = node?.subgraph
+    }
+    return node
+}
+
+/** Every node of every graph once, those of a subgraph also where several nodes show it. */
+export function allNodes(graph = root(), seen = new Set()) {
+    if (!graph || seen.has(graph)) return []
+    seen.add(graph)
+    return graph.nodes.flatMap((node) => [node, ...allNodes(node.subgraph, seen)])
+}
+
+/** {node, slot} whose output feeds the input `name`, seen through reroutes, bypassed nodes and subgraphs, or null. */
+export function source(node, name) {
+    const input = node.inputs?.find((input) => input.name === name)
+    return input?.link == null ? null : origin(node.graph, input.link)
+}
+
+/** What the widget `name` says, be it set on the node, on the subgraph around it, or by a primitive node. */
+export function widgetValue(node, name) {
+    const input = node.inputs?.find((input) => input.widget && input.name === name)
+    if (input?.link != null) {
+        const link = node.graph.getLink(input.link)
+        if (link?.origin_id === FROM_OUTSIDE) {
+            const { holder, input: outer } = outside(node.graph, link.origin_slot)
+            return holder && widgetValue(holder, outer.name)
+        }
+        const fed = origin(node.graph, input.link)
+        return fed?.node.type === "PrimitiveNode" ? fed.node.widgets?.[0]?.value : undefined
+    }
+    return node.widgets?.find((widget) => widget.name === name)?.value
+}
+
+function origin(graph, id) {
+    const link = graph.getLink(id)
+    if (!link) return null
+    if (link.origin_id === FROM_OUTSIDE) {
+        const { holder, input } = outside(graph, link.origin_slot)
+        return input?.link == null ? null : origin(holder.graph, input.link)
+    }
+    const node = graph.getNodeById(link.origin_id)
+    const output = node?.outputs[link.origin_slot]
+    if (!output) return null
+    if (node.subgraph) {
+        const inner = node.subgraph.outputs[link.origin_slot]?.linkIds[0]
+        return inner == null ? null : origin(node.subgraph, inner)
+    }
+    if (node.type !== "Reroute" && node.mode !== BYPASSED) return { node, slot: link.origin_slot }
+    const through = node.type === "Reroute" ? node.inputs[0] : node.inputs.find((input) => input.type === output.type)
+    return through?.link == null ? null : origin(graph, through.link)
+}
+
+/** The first node that shows the subgraph `graph`, and its input that feeds the subgraph's input `slot`. */
+function outside(graph, slot) {
+    const holder = allNodes().find((node) => node.subgraph === graph)
+    return { holder, input: holder?.inputs.find((input) => input.name === graph.inputs[slot]?.name) }
+}
