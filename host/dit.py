@@ -10,7 +10,8 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 
 from ..wan_model.dit import WanDiT
-from . import attention
+from ..wan_model.layers import repeat_last
+from . import attention, memory
 
 
 class HostDiT(WanDiT):
@@ -60,9 +61,11 @@ class HostDiT(WanDiT):
         transformer_options["grid_sizes"] = (x.shape[2], math.ceil(x.shape[3] / 2), math.ceil(x.shape[4] / 2))
         transformer_options["total_blocks"] = self.config.layers
         transformer_options["block_type"] = "double"
-        vace = {}
+        vace, contexts = {}, 0
         if "vace_context" in kwargs:
+            contexts = kwargs["vace_context"].shape[1]
             vace = {"vace_context": kwargs["vace_context"], "vace_scale": kwargs["vace_strength"]}
+        free = comfy.model_management.get_free_memory(x.device)
         v = super().forward(
             x,
             timestep,
@@ -71,6 +74,7 @@ class HostDiT(WanDiT):
             attention=self_attention(transformer_options),
             cross_attention=cross_attention(transformer_options),
             on_block=block_runner(transformer_options, x),
+            chunk=memory.choose_chunk(self.config, x.shape, x.dtype, free, contexts=contexts),
             **vace,
         )
         return v[:, :, :frames]
@@ -142,10 +146,11 @@ def block_runner(transformer_options, latent):
         else:
 
             def original_block(args):
-                changed = dataclasses.replace(inputs, context=args["txt"], e=args["vec"], rope=args["pe"])
-                return {"img": run(block, args["img"], changed)}
+                changed = {"context": args["txt"], "repeats": 1, "e": args["vec"], "rope": args["pe"]}
+                return {"img": run(block, args["img"], dataclasses.replace(inputs, **changed))}
 
-            arguments = {"img": x, "txt": inputs.context, "vec": inputs.e, "pe": inputs.rope}
+            text = repeat_last(inputs.context, inputs.repeats)
+            arguments = {"img": x, "txt": text, "vec": inputs.e, "pe": inputs.rope}
             arguments["transformer_options"] = transformer_options
             x = replacement(arguments, {"original_block": original_block})["img"]
         for patch in patches.get("double_block", ()):

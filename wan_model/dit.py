@@ -8,10 +8,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .attention import Attention, sdpa
+from .attention import Attention, local, sdpa
 from .configs import PATCH, TEXT_LENGTH, DiTConfig
-from .layers import Block, BlockInputs, Head, ImageEmbedding, VaceBlock
-from .rope import rope_table
+from .layers import TORCH, Block, BlockInputs, Head, ImageEmbedding, Kernels, VaceBlock
 
 HEAD_DIM = 128  # in every released Wan; a checkpoint's shapes do not tell it
 PATCH_AREA = PATCH[1] * PATCH[2]
@@ -72,15 +71,19 @@ class WanDiT(nn.Module):
         attention: Attention = sdpa,
         cross_attention: Attention | None = None,
         on_block: OnBlock = call_block,
+        chunk: int | None = None,
+        kernels: Kernels = TORCH,
     ) -> Tensor:
         """Velocity `v` (B, out_dim, F, H, W) of the noisy latent `x` (B, C, F, H, W), in the dtype of `x`.
 
         t: 1000 * sigma, (B,) or one value per latent frame (B, F); a first axis of 1 serves the whole batch.
-        context: text embeddings (B, L, text_dim), padded to 512. clip_fea: (B, 257 or 514, 1280) for i2v and flf2v.
+        context: text embeddings (B, L, text_dim); the zeros up to 512 tokens are the model's to add.
+        clip_fea: (B, 257 or 514, 1280) for i2v and flf2v.
         y: condition channels (B, 20, F, H, W) of the image-to-video models, appended to `x`; or `x` has them already.
         vace_context: control (B, 96, F, H, W), or several (B, N, 96, F, H, W); vace_scale: their strength, or N of
-        them. attention: runs self-attention, and cross-attention where that has no function of its own. on_block: runs
-        each main block. Raises ValueError where these disagree with each other or with the model.
+        them. attention: runs self-attention unless `config.window_size` bounds it, and cross-attention where that has
+        no function of its own. on_block: runs each main block. chunk, kernels: as in `BlockInputs`.
+        Raises ValueError where these disagree with each other or with the model.
         """
         if y is not None:
             _check_same_size("y", y, x)
@@ -91,19 +94,23 @@ class WanDiT(nn.Module):
         x = _pad_to_patch(x)
         grid = (x.shape[2], x.shape[3] // PATCH[1], x.shape[4] // PATCH[2])
         e = self._embed_time(t)
+        context, repeats = _pad_text(context)
         inputs = BlockInputs(
             e=self.time_projection(e).unflatten(-1, (6, -1)),  # (B, F, 6, dim)
-            rope=rope_table(grid, self.config.dim // self.config.heads, x.device),
-            context=self.text_embedding(_pad_text(context)),
+            rope=kernels.rope_table(grid, self.config.dim // self.config.heads, x.device),
+            context=self.text_embedding(context),
             image_context=None if clip_fea is None else self.img_emb(clip_fea),
-            attention=attention,
+            attention=attention if self.config.window_size == (-1, -1) else local(self.config.window_size),
             cross_attention=cross_attention or attention,
+            repeats=repeats,
+            chunk=chunk,
+            kernels=kernels,
         )
         controls = [_to_tokens(self.vace_patch_embedding(_pad_to_patch(c))) for c in contexts]
         tokens = self._run_blocks(_to_tokens(self.patch_embedding(x)), inputs, on_block, controls, scales)
         f, h, w = grid
         v = rearrange(
-            self.head(tokens, e), "b (f h w) (p q c) -> b c f (h p) (w q)", f=f, h=h, w=w, p=PATCH[1], q=PATCH[2]
+            self.head(tokens, e, chunk), "b (f h w) (p q c) -> b c f (h p) (w q)", f=f, h=h, w=w, p=PATCH[1], q=PATCH[2]
         )
         return v[..., :height, :width].to(x.dtype)
 
@@ -179,10 +186,13 @@ def _check_same_size(name: str, condition: Tensor, x: Tensor) -> None:
         )
 
 
-def _pad_text(context: Tensor) -> Tensor:
-    """(B, L, text_dim) with zeros up to 512 tokens, as the model was trained; joined prompts can be longer."""
+def _pad_text(context: Tensor) -> tuple[Tensor, int]:
+    """(B, L, text_dim) with one row of zeros behind it, and how many such rows the model was trained to see: 512 - L.
+
+    What the model makes of one serves for all. Nothing is added to joined prompts of 512 tokens and more.
+    """
     missing = TEXT_LENGTH - context.shape[1]
-    return pad(context, (0, 0, 0, missing)) if missing > 0 else context
+    return (pad(context, (0, 0, 0, 1)), missing) if missing > 0 else (context, 1)
 
 
 def _pad_to_patch(x: Tensor) -> Tensor:

@@ -5,39 +5,19 @@ are given is already in the dtype that they compute in. torch's layer and RMS no
 dtype of their input.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from .attention import Attention
-from .rope import rotate_
+from .rope import rope_table, rotate_
 
-
-@dataclass(frozen=True)
-class BlockInputs:
-    """What all blocks of one forward share. A caller that wraps blocks changes it with `dataclasses.replace`.
-
-    e: time modulation, float32 (B or 1, F or 1, 6, dim). rope: `rope_table` of the grid. context: embedded text
-    (B, 512, dim). image_context: embedded CLIP tokens (B, 257 or 514, dim) or None. attention: runs self-attention;
-    cross_attention: runs text and image cross-attention.
-    """
-
-    e: Tensor
-    rope: Tensor
-    context: Tensor
-    image_context: Tensor | None
-    attention: Attention
-    cross_attention: Attention
-
-
-def modulation(table: Tensor, e: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Learned `table` (1, n, dim) plus time modulation `e` (B, F, n, dim), added in float32: n tensors (B, F, 1, dim).
-
-    `table` is not inside a layer of `ops`, so it may have been left on another device or in another dtype.
-    """
-    return (table.to(e) + e).to(dtype).unsqueeze(3).unbind(2)
+Part = tuple[slice, slice]
+"""Samples of a batch, and tokens or frames of theirs: an index of (B, L, dim) or of (B, F, n, dim)."""
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -52,14 +32,97 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor
     return torch.addcmul(shift, x, 1 + scale).flatten(1, 2)  # (B, L, dim)
 
 
+@dataclass(frozen=True)
+class Kernels:
+    """The operations that only move memory, so that a caller can pass in what its device does in one pass.
+
+    rope_table: makes what `rotate` takes for a grid; its first axis is the tokens. rotate may overwrite its argument.
+    """
+
+    rope_table: Callable[[tuple[int, int, int], int, torch.device], Tensor] = rope_table
+    rotate: Callable[[Tensor, Tensor], Tensor] = rotate_
+    norm_modulate: Callable[[Tensor, Tensor, Tensor, float], Tensor] = norm_modulate
+
+
+TORCH = Kernels()
+
+
+@dataclass(frozen=True)
+class BlockInputs:
+    """What all blocks of one forward share. A caller that wraps blocks changes it with `dataclasses.replace`.
+
+    e: time modulation, float32 (B or 1, F or 1, 6, dim). rope: table of the grid. context: embedded text (B, n, dim),
+    of which the last row stands for `repeats` equal ones. image_context: embedded CLIP tokens (B, 257 or 514, dim) or
+    None. attention: runs self-attention; cross_attention: runs text and image cross-attention. chunk: how many tokens
+    at most are projected at once, or None for all: the same result, with less memory in use.
+    """
+
+    e: Tensor
+    rope: Tensor
+    context: Tensor
+    image_context: Tensor | None
+    attention: Attention
+    cross_attention: Attention
+    repeats: int = 1
+    chunk: int | None = None
+    kernels: Kernels = TORCH
+
+
+def modulation(table: Tensor, e: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Learned `table` (1, n, dim) plus time modulation `e` (B, F, n, dim), added in float32: n tensors (B, F, 1, dim).
+
+    `table` is not inside a layer of `ops`, so it may have been left on another device or in another dtype.
+    """
+    return (table.to(e) + e).to(dtype).unsqueeze(3).unbind(2)
+
+
 def gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     """`x + gate * y` for x, y (B, L, dim) and gate (B or 1, F or 1, 1, dim)."""
     frames = (gate.shape[1], -1)
     return torch.addcmul(x.unflatten(1, frames), y.unflatten(1, frames), gate).flatten(1, 2)  # (B, L, dim)
 
 
+def parts(x: Tensor, e: Tensor, chunk: int | None) -> Iterator[tuple[Part, Part]]:
+    """Splits the tokens x (B, L, dim) into parts of at most `chunk`, each within one sample.
+
+    Yields an index of x and one of the modulation `e` (B or 1, F or 1, ...) that belongs to it. A part is whole frames,
+    or lies within one, so that each row of the modulation serves equally many of its tokens.
+    """
+    batch, length = x.shape[:2]
+    if chunk is None or batch * length <= chunk:
+        yield (slice(None), slice(None)), (slice(None), slice(None))
+        return
+    frames = e.shape[1]
+    of_frame = length // frames
+    at_once = max(1, chunk // of_frame)  # frames
+    size = min(chunk, at_once * of_frame)
+    for b, f in product(range(batch), range(0, frames, at_once)):
+        stop = min(f + at_once, frames)
+        rows = (slice(b, b + 1) if e.shape[0] > 1 else slice(None), slice(f, stop))
+        for start in range(f * of_frame, stop * of_frame, size):
+            yield (slice(b, b + 1), slice(start, min(start + size, stop * of_frame))), rows
+
+
+def in_parts(function: Callable[[Part, Part], tuple[Tensor, ...]], x: Tensor, e: Tensor, chunk: int | None):
+    """What `function` makes of each of `parts(x, e, chunk)`, joined to tensors (B, L, n)."""
+    joined = ()
+    for tokens, rows in parts(x, e, chunk):
+        made = function(tokens, rows)
+        if tokens == (slice(None), slice(None)):
+            return made
+        joined = joined or tuple(piece.new_empty(*x.shape[:2], piece.shape[-1]) for piece in made)
+        for whole, piece in zip(joined, made, strict=True):
+            whole[tokens] = piece
+    return joined
+
+
+def repeat_last(x: Tensor, times: int) -> Tensor:
+    """(B, n, dim) with its last row standing `times` times: (B, n - 1 + times, dim)."""
+    return torch.cat((x, x[:, -1:].expand(-1, times - 1, -1)), dim=1) if times > 1 else x
+
+
 class SelfAttention(nn.Module):
-    """Projections of self-attention. Not called as a whole: the block frees the input of `qkv` before it attends."""
+    """Projections of self-attention. Not called as a whole: the block projects in parts and attends to all tokens."""
 
     def __init__(self, dim, heads, eps, ops, **factory):
         super().__init__()
@@ -71,9 +134,9 @@ class SelfAttention(nn.Module):
         self.norm_q = ops.RMSNorm(dim, eps=eps, **factory)
         self.norm_k = ops.RMSNorm(dim, eps=eps, **factory)
 
-    def qkv(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self, x: Tensor, rope: Tensor, rotate: Callable) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised and rotated queries and keys, and values, each (B, L, dim)."""
-        return rotate_(self.norm_q(self.q(x)), rope), rotate_(self.norm_k(self.k(x)), rope), self.v(x)
+        return rotate(self.norm_q(self.q(x)), rope), rotate(self.norm_k(self.k(x)), rope), self.v(x)
 
 
 class CrossAttention(SelfAttention):
@@ -86,14 +149,20 @@ class CrossAttention(SelfAttention):
             self.v_img = ops.Linear(dim, dim, **factory)
             self.norm_k_img = ops.RMSNorm(dim, eps=eps, **factory)
 
-    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+    def keys_values(self, inputs: BlockInputs) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (B, n, dim) of the text, then of the image if there is one."""
+        k, v = self.norm_k(self.k(inputs.context)), self.v(inputs.context)
+        found = [(repeat_last(k, inputs.repeats), repeat_last(v, inputs.repeats))]
+        if inputs.image_context is not None:
+            found.append((self.norm_k_img(self.k_img(inputs.image_context)), self.v_img(inputs.image_context)))
+        return found
+
+    def forward(self, x: Tensor, keys_values: list[tuple[Tensor, Tensor]], attention: Attention) -> Tensor:
         """x (B, L, dim) -> (B, L, dim)."""
         q = self.norm_q(self.q(x))
-        context = inputs.context
-        out = inputs.cross_attention(q, self.norm_k(self.k(context)), self.v(context), self.heads)
-        if inputs.image_context is not None:
-            image = inputs.image_context
-            out = out + inputs.cross_attention(q, self.norm_k_img(self.k_img(image)), self.v_img(image), self.heads)
+        out = attention(q, *keys_values[0], self.heads)
+        for k, v in keys_values[1:]:
+            out = out + attention(q, k, v, self.heads)
         return self.o(out)
 
 
@@ -135,19 +204,38 @@ class Block(nn.Module):
     def attend(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """Residual plus self-attention between all tokens."""
         shift, scale, gate = modulation(self.modulation[:, :3], inputs.e[:, :, :3], x.dtype)
-        qkv = self.self_attn.qkv(norm_modulate(x, shift, scale, self.eps), inputs.rope)
-        y = inputs.attention(*qkv, self.self_attn.heads)
-        del qkv  # the residual sum below needs the room
-        return gated_add(x, self.self_attn.o(y), gate)
+        attn, kernels = self.self_attn, inputs.kernels
+
+        def project(tokens: Part, rows: Part) -> tuple[Tensor, ...]:
+            normed = kernels.norm_modulate(x[tokens], shift[rows], scale[rows], self.eps)
+            return attn.qkv(normed, inputs.rope[tokens[1]], kernels.rotate)
+
+        y = inputs.attention(*in_parts(project, x, inputs.e, inputs.chunk), attn.heads)
+
+        def add(tokens: Part, rows: Part) -> tuple[Tensor, ...]:
+            return (gated_add(x[tokens], attn.o(y[tokens]), gate[rows]),)
+
+        return in_parts(add, x, inputs.e, inputs.chunk)[0]
 
     def attend_context(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """Residual plus attention to the text and image context."""
-        return x + self.cross_attn(self.norm3(x), inputs)
+        keys_values = self.cross_attn.keys_values(inputs)
+
+        def add(tokens: Part, rows: Part) -> tuple[Tensor, ...]:
+            of_sample = [(k[tokens[0]], v[tokens[0]]) for k, v in keys_values]
+            return (x[tokens] + self.cross_attn(self.norm3(x[tokens]), of_sample, inputs.cross_attention),)
+
+        return in_parts(add, x, inputs.e, inputs.chunk)[0]
 
     def feed_forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """Residual plus feed-forward."""
         shift, scale, gate = modulation(self.modulation[:, 3:], inputs.e[:, :, 3:], x.dtype)
-        return gated_add(x, self.ffn(norm_modulate(x, shift, scale, self.eps)), gate)
+
+        def add(tokens: Part, rows: Part) -> tuple[Tensor, ...]:
+            normed = inputs.kernels.norm_modulate(x[tokens], shift[rows], scale[rows], self.eps)
+            return (gated_add(x[tokens], self.ffn(normed), gate[rows]),)
+
+        return in_parts(add, x, inputs.e, inputs.chunk)[0]
 
 
 class VaceBlock(Block):
@@ -173,10 +261,14 @@ class Head(nn.Module):
         self.head = ops.Linear(config.dim, config.out_dim * patch, **factory)
         self.modulation = nn.Parameter(torch.empty(1, 2, config.dim, **factory))
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        """x (B, L, dim), e (B or 1, F or 1, dim) float32 -> (B, L, out_dim * patch) float32."""
+    def forward(self, x: Tensor, e: Tensor, chunk: int | None = None) -> Tensor:
+        """x (B, L, dim), e (B or 1, F or 1, dim) float32 -> (B, L, out_dim * patch) float32, `chunk` tokens at once."""
         shift, scale = modulation(self.modulation, e.unsqueeze(2), torch.float32)
-        return self.head(norm_modulate(x.float(), shift, scale, self.eps))
+
+        def project(tokens: Part, rows: Part) -> tuple[Tensor, ...]:
+            return (self.head(norm_modulate(x[tokens].float(), shift[rows], scale[rows], self.eps)),)
+
+        return in_parts(project, x, e, chunk)[0]
 
 
 class ImageEmbedding(nn.Module):

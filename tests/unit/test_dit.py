@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import recipe
 import torch
 
-from wan_model.dit import build_dit, dit_config
+from wan_model.attention import local, sdpa
+from wan_model.dit import WanDiT, build_dit, dit_config
+from wan_model.layers import parts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VARIANTS = ["t2v", "i2v", "flf2v", "vace", "i2v_a14b", "ti2v"]
@@ -88,6 +91,98 @@ def test_one_timestep_serves_a_whole_batch(case, relative_error):
     model, inputs, velocity = case("t2v")
     pair = model(torch.cat((inputs["x"],) * 2), inputs["t"], torch.cat((inputs["context"],) * 2))
     assert relative_error(pair, torch.cat((velocity, velocity))) < 1e-5
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("chunk", [7, 25, 45])  # of 60 tokens in 3 frames: within a frame, one frame, two frames
+def test_chunks_change_nothing(variant, chunk, case, relative_error):
+    model, inputs, velocity = case(variant)
+    assert relative_error(model(**inputs, chunk=chunk), velocity) < 1e-5
+
+
+@pytest.mark.parametrize("chunk", [7, 25, 45, 100])
+def test_chunks_of_a_batch_change_nothing(chunk, case, relative_error):
+    model, inputs, _ = case("ti2v")
+    pair = {name: torch.cat((value, value.flip(-1))) for name, value in inputs.items()}
+    whole = model(**pair)
+    assert relative_error(model(**pair, chunk=chunk), whole) < 1e-6
+    shared = {**pair, "t": inputs["t"]}  # one timestep for both
+    assert relative_error(model(**shared, chunk=chunk), model(**shared)) < 1e-6
+
+
+@pytest.mark.parametrize("whole, frames, chunk", [(4096, 1, 1000), (4000, 4, 300), (4000, 4, 2500), (4000, 4, 1000)])
+def test_parts_cover_every_token_once_with_its_row(whole, frames, chunk):
+    x = torch.arange(2 * whole).view(2, whole, 1)
+    rows = torch.arange(2 * frames).view(2, frames, 1)
+    seen = []
+    for tokens, index in parts(x, rows, chunk):
+        assert x[tokens].numel() <= chunk
+        row = rows[index].repeat_interleave(x[tokens].shape[1] // rows[index].shape[1], dim=1)
+        assert torch.equal(row, x[tokens] // (whole // frames))
+        seen.append(x[tokens].flatten())
+    assert torch.equal(torch.cat(seen), x.flatten())
+
+
+@pytest.mark.parametrize("length", [1, 40, 511, 512, 600])
+def test_padding_of_the_text_is_made_once(length, case, relative_error):
+    model, inputs, _ = case("i2v")
+    context = inputs["context"].repeat(1, 600, 1)[:, :length]
+    padded = torch.nn.functional.pad(context, (0, 0, 0, max(0, 512 - length)))
+    lengths = []
+
+    def cross(q, k, v, heads):
+        lengths.append(k.shape[1])
+        return sdpa(q, k, v, heads)
+
+    short = model(**{**inputs, "context": context}, cross_attention=cross)
+    assert relative_error(short, model(**{**inputs, "context": padded})) < 1e-6
+    assert set(lengths) == {max(512, length), 257}
+
+
+@pytest.mark.parametrize("window", [(3, 5), (0, 0), (-1, 4), (6, -1), (2000, 2000), (-1, -1)])
+@pytest.mark.parametrize("length", [60, 1100])  # less and more than a block of queries
+def test_local_attention_is_the_masked_softmax(window, length, relative_error):
+    q, k, v = (recipe.tensor(name, (2, length, 64)).double() for name in "qkv")
+    left, right = (length if side < 0 else side for side in window)
+    distance = torch.arange(length) - torch.arange(length)[:, None]
+    scores = torch.einsum("blhd,bshd->bhls", *(x.unflatten(-1, (4, 16)) for x in (q, k))) / 4
+    weights = scores.masked_fill((distance < -left) | (distance > right), -torch.inf).softmax(-1)
+    expected = torch.einsum("bhls,bshd->blhd", weights, v.unflatten(-1, (4, 16))).flatten(2)
+    assert relative_error(local(window)(q, k, v, 4), expected) < 1e-12
+
+
+def test_window_of_the_configuration(case, relative_error):
+    model, inputs, velocity = case("t2v")
+    near = WanDiT(dataclasses.replace(model.config, window_size=(9, 9)))
+    near.requires_grad_(False).load_state_dict(model.state_dict())
+    expected = model(**inputs, attention=local((9, 9)), cross_attention=sdpa)
+    assert relative_error(near(**inputs), expected) < 1e-6
+    assert relative_error(expected, velocity) > 1e-3
+    wide = WanDiT(dataclasses.replace(model.config, window_size=(59, 59)))
+    wide.requires_grad_(False).load_state_dict(model.state_dict())
+    assert relative_error(wide(**inputs), velocity) < 1e-5
+
+
+@pytest.mark.parametrize("chunk", [None, 25])
+def test_gradients_are_those_of_small_differences(chunk, case):
+    model, inputs, _ = case("ti2v")
+    target = recipe.tensor("target", inputs["x"].shape)
+
+    def loss():
+        return ((model(**inputs, chunk=chunk) - target) ** 2).double().mean()
+
+    names = ("blocks.0.self_attn.q.weight", "blocks.1.ffn.0.weight", "blocks.0.cross_attn.k.weight")
+    for name in names:
+        weight = model.get_parameter(name).requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(), weight)
+        step = 3e-2 * gradient / gradient.norm()
+        with torch.no_grad():
+            weight += step
+            after = loss()
+            weight -= 2 * step
+            before = loss()
+            weight += step
+        assert (after - before).item() == pytest.approx(2 * (gradient * step).sum().item(), rel=0.02), name
 
 
 def test_vace_contexts_add_by_strength(case, relative_error):
