@@ -47,6 +47,20 @@ def forward_bytes(
     return max(phases) + controls + context + rotations
 
 
+def largest_weight(config: DiTConfig, dtype: torch.dtype) -> int:
+    """Bytes of the largest weight, of which a copy is made where it is cast or brought to the device."""
+    return config.dim * config.ffn_dim * dtype.itemsize
+
+
+def needed(config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, contexts: int = 0) -> int:
+    """What the host should keep free for a forward: as much as the smallest chunks need.
+
+    Making room for more would push weights off the device, which costs more time.
+    """
+    least = forward_bytes(config, shape, dtype, contexts=contexts, chunk=CHUNKS[-1])
+    return least + largest_weight(config, dtype)
+
+
 def choose_chunk(
     config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, free: int, *, contexts: int = 0
 ) -> int | None:

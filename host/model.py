@@ -44,20 +44,13 @@ class HostModel:
         return conds
 
     def memory_required(self, input_shape, cond_shapes=None):
-        """Bytes that a forward takes for latents of `input_shape` (B, C, F, H, W), as `memory.forward_bytes` counts.
-
-        It is what the smallest chunks need: making room for more would push weights out, which costs more time.
-        """
+        """Bytes to keep free for latents of `input_shape` (B, C, F, H, W): `memory.needed`."""
         shapes = cond_shapes or {}
         behind = max((shape[2] for shape in shapes.get("time_dim_concat", ())), default=0)  # frames behind the clip
         contexts = max((shape[1] for shape in shapes.get("vace_context", ())), default=0)
-        dtype = self.manual_cast_dtype or self.get_dtype()
-        config = self.diffusion_model.config
         batch, channels, frames, *size = input_shape
-        needed = memory.forward_bytes(
-            config, (batch, channels, frames + behind, *size), dtype, contexts=contexts, chunk=memory.CHUNKS[-1]
-        )
-        return needed + config.dim * config.ffn_dim * dtype.itemsize  # the largest weight, where it is brought or cast
+        shape = (batch, channels, frames + behind, *size)
+        return memory.needed(self.diffusion_model.config, shape, self.manual_cast_dtype or self.get_dtype(), contexts)
 
 
 class Wan21(HostModel, comfy.model_base.WAN21):

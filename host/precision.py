@@ -26,21 +26,33 @@ def configure(model_config, state_dict: dict, choice: str) -> dict:
     state_dict = quantisation.unscale(state_dict, FLOAT32_NAMES)
     layers = quantisation.marked_layers(state_dict)
     is_packed = packed.is_packed(state_dict)
-    device, supported = comfy.model_management.get_torch_device(), list(model_config.supported_inference_dtypes)
+    weights, compute = dtypes(model_config, state_dict, choice, bool(layers) or is_packed)
     if not layers and not is_packed:
-        weights = FLOATS.get(choice) or FP8.get(choice) or _file_dtype(state_dict, supported)
-        model_config.set_inference_dtype(weights, comfy.model_management.unet_manual_cast(weights, device, supported))
+        model_config.set_inference_dtype(weights, compute)
         if choice.endswith("_fast"):
             model_config.optimizations = {**model_config.optimizations, "fp8": True}
         return state_dict
     if choice in FP8:
         raise ValueError(f"The file is quantised already and cannot become {choice}: choose auto as weight_dtype.")
-    compute = FLOATS.get(choice) or comfy.model_management.unet_manual_cast(None, device, supported)
     model_config.set_inference_dtype(compute, compute)
     if is_packed:
         model_config.custom_operations = packed.PackedOps
         return state_dict
     return _mark(model_config, layers, state_dict)
+
+
+def dtypes(
+    model_config, state_dict: dict, choice: str, quantised: bool
+) -> tuple[torch.dtype | None, torch.dtype | None]:
+    """What `choice` makes of the weights, None where they stay as they are, and what they are cast to, None for not.
+
+    model_config: the host's, or its class. state_dict may hold meta tensors.
+    """
+    device, supported = comfy.model_management.get_torch_device(), list(model_config.supported_inference_dtypes)
+    if quantised:
+        return None, FLOATS.get(choice) or comfy.model_management.unet_manual_cast(None, device, supported)
+    weights = FLOATS.get(choice) or FP8.get(choice) or _file_dtype(state_dict, supported)
+    return weights, comfy.model_management.unet_manual_cast(weights, device, supported)
 
 
 def is_quantised(model_config) -> bool:

@@ -5,7 +5,7 @@ import sys
 
 from aiohttp import web
 
-from . import info, preview
+from . import estimate, info, preview
 
 
 async def get_info(request: web.Request) -> web.Response:
@@ -23,7 +23,12 @@ async def get_preview(request: web.Request) -> web.Response:
     return web.Response(body=body, content_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
 
-QUESTIONS = {"info": get_info, "preview": get_preview}
+async def get_estimate(request: web.Request) -> web.Response:
+    """GET /wan/estimate?model=N&width=W&height=H&length=F: `estimate.from_query`."""
+    return web.json_response(await asyncio.to_thread(estimate.from_query, request.query))
+
+
+QUESTIONS = {"info": get_info, "estimate": get_estimate, "preview": get_preview}
 
 
 async def answer(request: web.Request) -> web.Response:

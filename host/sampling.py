@@ -13,7 +13,7 @@ import latent_preview
 import torch
 
 from ..wan_model import solvers
-from . import preview
+from . import estimate, preview
 from .messages import latents
 from .model import HostModel
 
@@ -56,6 +56,11 @@ class Expert:
     def name(self) -> str:
         """The file the model came from, as far as it is known."""
         return getattr(self.model.model, "source", type(self.model.model).__name__)
+
+    @property
+    def channels(self) -> int:
+        """Latent channels that the model takes in."""
+        return self.model.model.diffusion_model.patch_embedding.weight.shape[1]
 
 
 class FlowSampler(comfy.samplers.Sampler):
@@ -117,11 +122,10 @@ def experts(model, guidance: float, low_noise_model=None, low_noise_guidance: fl
 
 
 def check_pair(high: Expert, low: Expert) -> None:
-    """Raises ValueError where `high` and `low` are not the two experts of one model."""
-    channels = [expert.model.model.diffusion_model.patch_embedding.weight.shape[1] for expert in (high, low)]
-    if channels[0] != channels[1]:
+    """Raises ValueError where `high` and `low`, by their names and channels, are not the two experts of one model."""
+    if high.channels != low.channels:
         raise ValueError(
-            f"The experts are no pair: {high.name} takes {channels[0]} channels and {low.name} {channels[1]} (16 is "
+            f"The experts are no pair: {high.name} takes {high.channels} channels and {low.name} {low.channels} (16 is "
             "text to video, 36 image to video): load both files of the same model."
         )
     for expert, wrong, socket in ((high, "low_noise", "model"), (low, "high_noise", "low_noise_model")):
@@ -140,10 +144,15 @@ def check_latent(model, samples: torch.Tensor) -> None:
             f"The latent has {samples.ndim} dimensions, a Wan clip has 5 (batch, channels, frames, height, width): "
             "make it with WanEmptyLatent or WanVAEEncode."
         )
-    if samples.shape[1] != wanted:
+    check_channels(wanted, samples.shape[1])
+
+
+def check_channels(sampled: int, given: int) -> None:
+    """Raises ValueError where a model that samples latents of `sampled` channels is given others."""
+    if sampled != given:
         raise ValueError(
-            f"The model samples {latents(wanted)} and was given {latents(samples.shape[1])}: connect the VAE of the "
-            "model's family to the node that made the latent."
+            f"The model samples {latents(sampled)} and was given {latents(given)}: connect the VAE of the model's "
+            "family to the node that made the latent."
         )
 
 
@@ -182,12 +191,14 @@ def sample(stages: Sequence[Expert], positive, negative, latent: dict, schedule:
     sigmas = schedule.sigmas()
     sampler = FlowSampler(schedule)
     callback = latent_preview.prepare_callback(stages[0].model, len(sigmas) - 1)
+    announce(stages, positive, samples.shape, schedule.steps)
     for stage in stages:
         if sampler.run is not None and sampler.run.index > 0:
             release(stage, sampler.run)
         sampler.until = stage.until
         model = with_official_timesteps(stage.model)
         preview.watch(model, skip=latent.get(TRIM, 0))
+        timer = estimate.timer(model)
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(stage.guidance)
@@ -201,9 +212,20 @@ def sample(stages: Sequence[Expert], positive, negative, latent: dict, schedule:
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
+        timer.keep()
     entries = {name: value for name, value in latent.items() if name != TRIM}
     out = out[:, :, latent.get(TRIM, 0) :]
     return {**entries, "samples": out.to(comfy.model_management.intermediate_device())}
+
+
+def announce(stages: Sequence[Expert], positive, shape: Sequence[int], steps: int) -> None:
+    """Logs what the run will take, where all its models are this pack's."""
+    parts = [estimate.part_of_model(stage.model) for stage in stages]
+    if None not in parts:
+        contexts = max(len(options.get("vace_frames", ())) for _, options in positive)
+        guided = any(stage.guidance != 1 for stage in stages)
+        found = estimate.estimate(parts, shape, steps, guided, estimate.here(), contexts)
+        logging.info("%s", estimate.sentence(found))
 
 
 def release(following: Expert, run: solvers.Run) -> None:

@@ -1,0 +1,150 @@
+"""The estimate before a run: from a file, from a MODEL, for a card of a given size, and on the route."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import folder_paths
+import pytest
+import torch
+import writers
+from aiohttp.test_utils import make_mocked_request
+
+T2V = "tiny_random_wan2.1_t2v.safetensors"
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def estimate(room):
+    return room("host.estimate")
+
+
+@pytest.fixture
+def times(tmp_path, monkeypatch):
+    """An empty user folder; the file that times are kept in."""
+    monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path / "user"))
+    return tmp_path / "user" / "wan_stream_times.json"
+
+
+@pytest.fixture
+def big(estimate, room):
+    """A 14B model in bfloat16."""
+    sizes = dict(dim=5120, ffn_dim=13824, heads=40, layers=40, in_dim=16, out_dim=16, text_dim=4096)
+    config = room("wan_model.configs").DiTConfig(variant="t2v", **sizes)
+    return estimate.Part("wan_14B.safetensors", config, int(28.6e9), torch.bfloat16)
+
+
+def card(estimate, gib, ram=64.0):
+    return estimate.Place("a card", int(gib * GIB), int(ram * GIB), own_memory=True)
+
+
+def ask(room, query):
+    response = asyncio.run(room("host.routes").answer(request(query)))
+    return response.status, json.loads(response.text)
+
+
+def request(query):
+    return make_mocked_request("GET", f"/wan/estimate?{query}", match_info={"question": "estimate"})
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16", "fp8_e4m3fn"])
+def test_a_file_takes_what_its_model_takes(estimate, room, models, dtype):
+    loaded = estimate.part_of_model(room("host.model").load(str(models / "diffusion_models" / T2V), dtype))
+    assert estimate.part_of_file(T2V, dtype) == loaded
+
+
+def test_a_gguf_file_stays_as_large_as_it_is(estimate, golden, models):
+    path = models / "diffusion_models" / "estimate.gguf"
+    writers.write_gguf(path, golden("dit_t2v").weights(), "Q4_K")
+    assert estimate.part_of_file(path.name).weights == path.stat().st_size
+    path.unlink()
+
+
+def test_what_does_not_fit_is_offloaded(estimate, big):
+    shape = (1, 16, 21, 60, 104)  # 81 frames of 832x480
+    large, small, least = (estimate.estimate([big], shape, 40, True, card(estimate, gib)) for gib in (80, 12, 1))
+    assert large["tokens"] == 32760 and large["calls"] == 80
+    assert large["offloaded"] == 0 and large["fits"] and large["ram"] == 0
+    assert large["models"][0]["together"] and not small["models"][0]["together"]
+    assert small["peak"] <= 12 * GIB and small["fits"]
+    assert small["offloaded"] + small["models"][0]["resident"] == big.weights
+    assert 16 * GIB < small["offloaded"] == small["ram"] < 20 * GIB
+    assert not least["fits"] and "may not fit" in estimate.sentence(least)
+    assert not estimate.estimate([big], shape, 40, True, card(estimate, 12, ram=8))["fits"]
+
+
+def test_the_expert_that_waits_is_in_ram(estimate, big):
+    shape = (1, 16, 21, 60, 104)
+    found = estimate.estimate([big, big], shape, 40, True, card(estimate, 80))
+    assert found["offloaded"] == 0 and found["ram"] == big.weights
+
+
+def test_without_a_card_everything_is_in_ram(estimate, big):
+    place = estimate.Place("cpu", 64 * GIB, 64 * GIB, own_memory=False)
+    found = estimate.estimate([big], (1, 16, 21, 60, 104), 40, False, place)
+    assert found["ram"] == found["peak"] > big.weights and found["offloaded"] == 0
+    assert found["calls"] == found["steps"] == 40
+
+
+def test_a_run_tells_the_time_of_the_next(estimate, t2v, sample, times, caplog):
+    part, place = estimate.part_of_model(t2v), estimate.here()
+    before = estimate.estimate([part], (1, 16, 3, 8, 10), 5, True, place)
+    assert before["seconds"] is None and before["measured"] == ""
+    with caplog.at_level("INFO"):
+        sample(t2v, steps=3)
+        sample(t2v, steps=3)
+    lines = [line for line in caplog.messages if line.startswith("60 tokens, 3 steps of tiny_random_wan2.1_t2v")]
+    assert len(lines) == 2 and "measured" not in lines[0] and "measured at this size" in lines[1]
+    same = estimate.estimate([part], (1, 16, 3, 8, 10), 5, True, place)
+    assert same["measured"] == "this size" and same["seconds"] == pytest.approx(5 * same["seconds_per_step"])
+    twice = estimate.estimate([part], (2, 16, 3, 8, 10), 5, True, place)
+    assert twice["seconds"] == pytest.approx(2 * same["seconds"])
+    larger = estimate.estimate([part], (1, 16, 3, 16, 20), 5, True, place)
+    assert larger["measured"] == "another size" and larger["seconds"] > 2 * same["seconds"]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": 1}', "\x00"])
+def test_damaged_times_are_none(estimate, t2v, times, text):
+    times.parent.mkdir()
+    times.write_text(text)
+    assert (
+        estimate.estimate([estimate.part_of_model(t2v)], (1, 16, 3, 8, 10), 5, True, estimate.here())["seconds"] is None
+    )
+
+
+def test_times_that_cannot_be_kept_are_a_warning(t2v, sample, times, caplog):
+    Path(times.parent).write_text("a file where the folder should be")
+    sample(t2v, steps=1)
+    assert any("could not be kept" in line for line in caplog.messages)
+
+
+def test_the_work_of_a_forward_is_that_of_the_real_models(room, big):
+    assert room("host.times").flops(big.config, 32760) == pytest.approx(1678e12, rel=0.02)
+    assert room("host.times").flops(big.config, 75600) == pytest.approx(6523e12, rel=0.02)
+
+
+def test_the_route(room, models, times):
+    status, answer = ask(room, f"model={T2V}&width=96&height=64&length=9&steps=7&guidance=1")
+    assert status == 200
+    assert (answer["tokens"], answer["steps"], answer["calls"]) == (3 * 4 * 6, 7, 7)
+    assert answer["models"][0]["weights"] > 0 and answer["fits"] is True
+    high, low = (T2V.replace("2.1_t2v", f"2.2_t2v_{noise}_noise") for noise in ("high", "low"))
+    status, answer = ask(room, f"model={high}&low_noise_model={low}&width=96&height=64&length=9")
+    assert status == 200 and len(answer["models"]) == 2
+
+
+@pytest.mark.parametrize(
+    "query, sentence",
+    [
+        ("", "width is ''"),
+        (f"model={T2V}&width=96&height=64", "length is ''"),
+        (f"model={T2V}&width=nan&height=64&length=9", "width is 'nan'"),
+        (f"model={T2V}&width=1e9&height=64&length=9", "from 16 to 8192"),
+        (f"model={T2V}&width=96&height=64&length=9&weight_dtype=int3", "no weight_dtype 'int3'"),
+        ("model=../vae/x.safetensors&width=96&height=64&length=9", "is not in the models/diffusion_models folder"),
+        ("model=/etc/passwd&width=96&height=64&length=9", "is not in the models/diffusion_models folder"),
+    ],
+)
+def test_a_bad_question_gets_a_sentence(room, models, query, sentence):
+    status, answer = ask(room, query)
+    assert status == 400 and sentence in answer["error"]
