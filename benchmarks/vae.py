@@ -37,14 +37,6 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FULL_WIDTH = {"2.1": (96, 96), "2.2": (160, 256)}
 CHANNELS = {"2.1": 16, "2.2": 48}
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
-MATRIX_PEAK = {
-    "H100 PCIe": 756,
-    "H100": 989,
-    "H200": 989,
-    "A100": 312,
-    "RTX 4090": 165,
-    "RTX 5090": 209,
-}  # bf16 TFLOP/s
 OURS = "ours"
 NOTE = """Random weights, the same for all. Seconds: medians of runs that take turns. Speed: times that of the fastest
 row that is not ours. Peak: the most memory held besides weights and input, on a CPU in tensors; ours hands frames over
@@ -124,19 +116,6 @@ PRESETS = {
         budget=60,
     ),
 }
-
-
-def start_comfyui() -> str:
-    """Make the host's modules ready to be imported; return its version."""
-    arguments, sys.argv = sys.argv, ["main.py"] + ([] if DEVICE.type == "cuda" else ["--cpu"])
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import comfy.cli_args
-    import comfyui_version
-
-    sys.argv = arguments
-    return comfyui_version.__version__
 
 
 @functools.lru_cache(maxsize=1)
@@ -258,8 +237,7 @@ def limits(plan: TilePlan | None, shares: dict[str, float], shape: tuple[int, ..
         later = shape[2] // 4 if shape[1] == 3 else shape[2] - 1  # latent frames but the first, which costs less
         rate = 2 * plan.work * later / seconds / 1e12
         text += f"; {rate:.0f} TFLOP/s"
-        peak = next((peak for card, peak in MATRIX_PEAK.items() if card in torch.cuda.get_device_name()), None)
-        text += f", {rate / peak:.0%} of the card's peak" if peak else ""
+        text += measure.fraction_of_peak(rate)
     return text
 
 
@@ -274,7 +252,7 @@ def main() -> None:
     preset = options.preset or "default"
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)  # the host's
     log.setLevel(logging.INFO)
-    version = start_comfyui()
+    version = contenders.start_comfyui()
     versions = f"ComfyUI {version}, diffusers {importlib.metadata.version('diffusers')}"
     path = options.page or (None if preset == "quick" else page.PAGE)
     rows = []

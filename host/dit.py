@@ -9,8 +9,8 @@ import comfy.patcher_extension
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
+from ..wan_model.attention import repeat_last, repeating, sdpa_once
 from ..wan_model.dit import WanDiT
-from ..wan_model.layers import repeat_last
 from . import attention, memory
 
 
@@ -114,13 +114,15 @@ def self_attention(transformer_options):
 
 def cross_attention(transformer_options):
     """The host's selected attention, exact where the host can tell: low precision gives NaN on image tokens."""
+    if transformer_options.get(attention.OVERRIDE) is attention.torch_sdpa:
+        return sdpa_once
 
     def attend(q, k, v, heads):
         return optimized_attention(
             q, k, v, heads=heads, transformer_options=transformer_options, low_precision_attention=False
         )
 
-    return attend
+    return repeating(attend)
 
 
 def block_runner(transformer_options, latent):

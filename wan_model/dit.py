@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .attention import Attention, local, sdpa
+from .attention import Attention, ContextAttention, local, repeating, sdpa, sdpa_once
 from .configs import PATCH, TEXT_LENGTH, DiTConfig
 from .layers import TORCH, Block, BlockInputs, Head, ImageEmbedding, Kernels, VaceBlock
 
@@ -69,7 +69,7 @@ class WanDiT(nn.Module):
         vace_context: Tensor | None = None,
         vace_scale: float | Sequence[float] = 1.0,
         attention: Attention = sdpa,
-        cross_attention: Attention | None = None,
+        cross_attention: ContextAttention | None = None,
         on_block: OnBlock = call_block,
         chunk: int | None = None,
         kernels: Kernels = TORCH,
@@ -101,7 +101,7 @@ class WanDiT(nn.Module):
             context=self.text_embedding(context),
             image_context=None if clip_fea is None else self.img_emb(clip_fea),
             attention=attention if self.config.window_size == (-1, -1) else local(self.config.window_size),
-            cross_attention=cross_attention or attention,
+            cross_attention=cross_attention or (sdpa_once if attention is sdpa else repeating(attention)),
             repeats=repeats,
             chunk=chunk,
             kernels=kernels,

@@ -5,6 +5,7 @@ are given is already in the dtype that they compute in. torch's layer and RMS no
 dtype of their input.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from .attention import Attention
+from .attention import Attention, ContextAttention
 from .rope import rope_table, rotate_
 
 Part = tuple[slice, slice]
@@ -62,7 +63,7 @@ class BlockInputs:
     context: Tensor
     image_context: Tensor | None
     attention: Attention
-    cross_attention: Attention
+    cross_attention: ContextAttention
     repeats: int = 1
     chunk: int | None = None
     kernels: Kernels = TORCH
@@ -116,11 +117,6 @@ def in_parts(function: Callable[[Part, Part], tuple[Tensor, ...]], x: Tensor, e:
     return joined
 
 
-def repeat_last(x: Tensor, times: int) -> Tensor:
-    """(B, n, dim) with its last row standing `times` times: (B, n - 1 + times, dim)."""
-    return torch.cat((x, x[:, -1:].expand(-1, times - 1, -1)), dim=1) if times > 1 else x
-
-
 class SelfAttention(nn.Module):
     """Projections of self-attention. Not called as a whole: the block projects in parts and attends to all tokens."""
 
@@ -149,21 +145,19 @@ class CrossAttention(SelfAttention):
             self.v_img = ops.Linear(dim, dim, **factory)
             self.norm_k_img = ops.RMSNorm(dim, eps=eps, **factory)
 
-    def keys_values(self, inputs: BlockInputs) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values (B, n, dim) of the text, then of the image if there is one."""
-        k, v = self.norm_k(self.k(inputs.context)), self.v(inputs.context)
-        found = [(repeat_last(k, inputs.repeats), repeat_last(v, inputs.repeats))]
-        if inputs.image_context is not None:
-            found.append((self.norm_k_img(self.k_img(inputs.image_context)), self.v_img(inputs.image_context)))
+    def keys_values(self, inputs: BlockInputs) -> list[tuple[Tensor, Tensor, int]]:
+        """Keys and values (B, n, dim), and how often the last stands there: of the text, and of an image if any."""
+        text, image = inputs.context, inputs.image_context
+        found = [(self.norm_k(self.k(text)), self.v(text), inputs.repeats)]
+        if image is not None:
+            found.append((self.norm_k_img(self.k_img(image)), self.v_img(image), 1))
         return found
 
-    def forward(self, x: Tensor, keys_values: list[tuple[Tensor, Tensor]], attention: Attention) -> Tensor:
+    def forward(self, x: Tensor, keys_values: list[tuple[Tensor, Tensor, int]], attention: ContextAttention) -> Tensor:
         """x (B, L, dim) -> (B, L, dim)."""
         q = self.norm_q(self.q(x))
-        out = attention(q, *keys_values[0], self.heads)
-        for k, v in keys_values[1:]:
-            out = out + attention(q, k, v, self.heads)
-        return self.o(out)
+        results = (attention(q, k, v, self.heads, repeats) for k, v, repeats in keys_values)
+        return self.o(functools.reduce(torch.add, results))
 
 
 class FeedForward(nn.Sequential):
@@ -222,7 +216,7 @@ class Block(nn.Module):
         keys_values = self.cross_attn.keys_values(inputs)
 
         def add(tokens: Part, rows: Part) -> tuple[Tensor, ...]:
-            of_sample = [(k[tokens[0]], v[tokens[0]]) for k, v in keys_values]
+            of_sample = [(k[tokens[0]], v[tokens[0]], repeats) for k, v, repeats in keys_values]
             return (x[tokens] + self.cross_attn(self.norm3(x[tokens]), of_sample, inputs.cross_attention),)
 
         return in_parts(add, x, inputs.e, inputs.chunk)[0]

@@ -9,7 +9,7 @@ import pytest
 import recipe
 import torch
 
-from wan_model.attention import local, sdpa
+from wan_model.attention import local, repeating, sdpa, sdpa_once
 from wan_model.dit import WanDiT, build_dit, dit_config
 from wan_model.layers import parts
 
@@ -128,15 +128,27 @@ def test_padding_of_the_text_is_made_once(length, case, relative_error):
     model, inputs, _ = case("i2v")
     context = inputs["context"].repeat(1, 600, 1)[:, :length]
     padded = torch.nn.functional.pad(context, (0, 0, 0, max(0, 512 - length)))
+    short = {**inputs, "context": context}
     lengths = []
 
-    def cross(q, k, v, heads):
+    def attention(q, k, v, heads):
         lengths.append(k.shape[1])
         return sdpa(q, k, v, heads)
 
-    short = model(**{**inputs, "context": context}, cross_attention=cross)
-    assert relative_error(short, model(**{**inputs, "context": padded})) < 1e-6
-    assert set(lengths) == {max(512, length), 257}
+    expected = model(**{**inputs, "context": padded})
+    assert relative_error(model(**short), expected) < 1e-6
+    assert relative_error(model(**short, attention=attention), expected) < 1e-6
+    assert set(lengths) == {inputs["x"].shape[2:].numel() // 4, max(512, length), 257}
+
+
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 3e-6), (torch.bfloat16, 5e-3)])
+def test_repeated_keys_are_attended_to_once(dtype, most, relative_error):
+    q, k, v = (recipe.tensor(name, (2, 40, 64)).to(dtype) for name in "qkv")
+    k[:, -1] *= 0.1
+    expected = repeating(sdpa)(q.double(), k.double(), v.double(), 4, 472)
+    assert relative_error(sdpa_once(q, k, v, 4, 472), expected) < most
+    assert relative_error(repeating(sdpa)(q, k, v, 4, 472), expected) < most
+    assert relative_error(sdpa_once(q, k, v, 4, 1), expected) > 0.1
 
 
 @pytest.mark.parametrize("window", [(3, 5), (0, 0), (-1, 4), (6, -1), (2000, 2000), (-1, -1)])
@@ -200,9 +212,9 @@ def test_blocks_and_attention_can_be_wrapped(case):
     calls = []
 
     def on_block(index, block, x, shared):
-        def cross(q, k, v, heads):
-            calls.append((index, k.shape[1]))
-            return shared.attention(q, k, v, heads)
+        def cross(q, k, v, heads, repeats):
+            calls.append((index, k.shape[1] - 1 + repeats))
+            return repeating(shared.attention)(q, k, v, heads, repeats)
 
         shared = dataclasses.replace(shared, cross_attention=cross)
         before = x.clone()
@@ -211,7 +223,8 @@ def test_blocks_and_attention_can_be_wrapped(case):
         assert torch.equal(x, before)  # a caller may keep what it was given
         return out
 
-    assert torch.equal(model(**inputs, on_block=on_block), model(**inputs))
+    expected = model(**inputs, cross_attention=repeating(sdpa))
+    assert torch.equal(model(**inputs, on_block=on_block), expected)
     assert calls == [(0, 512), (0, 257), (1, 512), (1, 257)]
 
 

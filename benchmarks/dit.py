@@ -1,0 +1,239 @@
+"""Our DiT beside ComfyUI's own and diffusers', in one run on the same random weights: `python3 dev.py bench dit`.
+
+Without an option it takes some minutes on a CPU. --quick only shows that everything runs; --full is for a GPU.
+The result goes into a section of its own in benchmarks/results.md.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import logging
+import os
+import re
+import sys
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parent.parent
+COMFYUI = os.environ.get("WAN_COMFYUI")  # `dev.py bench` sets it
+if not COMFYUI:
+    sys.exit("This compares with ComfyUI: run it as `python3 dev.py bench dit`.")
+sys.path[:0] = [COMFYUI]
+sys.path += [str(ROOT), str(ROOT / "tests" / "golden")]  # last: this pack's `nodes` would hide the host's
+
+import contenders  # noqa: E402, they need the path above
+import dit_contenders  # noqa: E402
+import measure  # noqa: E402
+import page  # noqa: E402
+import recipe  # noqa: E402
+
+from wan_model.configs import DiTConfig  # noqa: E402
+from wan_model.dit import WanDiT  # noqa: E402
+
+log = logging.getLogger("bench")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SMALL = DiTConfig("t2v", dim=1536, ffn_dim=8960, heads=12, layers=30, in_dim=16, out_dim=16, text_dim=4096)
+LARGE = DiTConfig("t2v", dim=5120, ffn_dim=13824, heads=40, layers=40, in_dim=16, out_dim=16, text_dim=4096)
+TINY = DiTConfig("t2v", dim=256, ffn_dim=512, heads=2, layers=2, in_dim=16, out_dim=16, text_dim=64)
+FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+WORDS = 100  # tokens of the prompt
+CPU_CHUNK = 512  # tokens
+OURS = "ours"
+NOTE = """Random weights, the same for all, and for all blocks of a model; a prompt of 100 tokens, which the others
+take padded to 512; torch's attention for all. Seconds: medians of runs that take turns. Speed: times that of the
+fastest row that is not ours. Peak: the most memory held besides weights and input, on a CPU in tensors. Per block:
+operations that compute or copy, and what they read and wrote, when nothing is done in parts. Error: relative, against
+ComfyUI's float32 result. A row "frames" has a timestep for each latent frame, which diffusers takes for each token, as
+the official code does. Time in: of a traced run, kinds of operation above 5%. What is done once in a forward weighs
+more in few blocks than in the 30 or 40 of a released model."""
+COLUMNS = ["case", "DiT", "seconds", "speed", "peak MiB", "kernels a block", "MiB a block", "error", "time in"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison. grid: frames, rows and columns of tokens. per_frame: a timestep for each latent frame."""
+
+    config: DiTConfig
+    grid: tuple[int, int, int]
+    dtype: torch.dtype
+    per_frame: bool = False
+
+    def __str__(self) -> str:
+        frames, rows, columns = self.grid
+        text = f"{frames * rows * columns} tokens {str(self.dtype).removeprefix('torch.')}"
+        return f"{text}, width {self.config.dim}, {self.config.layers} blocks" + (", frames" if self.per_frame else "")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Cases, and how often each is timed: at most `rounds` times, none begun after `budget` seconds."""
+
+    cases: tuple[Case, ...]
+    rounds: int
+    budget: float
+
+
+def cases(config: DiTConfig, layers: int, grids, dtypes, per_frame: bool = False) -> tuple[Case, ...]:
+    """A case for every grid and type, with so many blocks; with a timestep for each frame, a model for that."""
+    config = replace(config, layers=layers)
+    if per_frame:
+        config = replace(config, variant="ti2v", in_dim=48, out_dim=48)
+    return tuple(Case(config, grid, dtype, per_frame) for grid, dtype in product(grids, dtypes))
+
+
+BOTH = (FLOAT32, BFLOAT16)
+PRESETS = {
+    "quick": Preset(cases(TINY, 2, [(3, 4, 6)], BOTH) + cases(TINY, 2, [(3, 4, 6)], BOTH, True), rounds=1, budget=0),
+    "default": Preset(
+        cases(SMALL, 10, [(5, 16, 16)], BOTH)
+        + cases(SMALL, 10, [(5, 16, 16)], BOTH, True)
+        + cases(SMALL, 2, [(5, 40, 40)], BOTH),
+        rounds=7,
+        budget=60,
+    ),
+    "full": Preset(
+        cases(SMALL, 30, [(21, 30, 52)], [BFLOAT16])
+        + cases(SMALL, 30, [(31, 22, 40)], [BFLOAT16], True)
+        + cases(LARGE, 40, [(21, 30, 52), (21, 45, 80)], [BFLOAT16]),
+        rounds=5,
+        budget=120,
+    ),
+}
+
+
+@functools.lru_cache(maxsize=1)
+def stored(config: DiTConfig) -> dict[str, torch.Tensor]:
+    """Random weights in official names, float32, the same in every run, of a model with one block."""
+    with torch.device("meta"):
+        shapes = {name: tuple(x.shape) for name, x in WanDiT(replace(config, layers=1)).state_dict().items()}
+    return {name: x.to(DEVICE) for name, x in recipe.state_dict(shapes).items()}
+
+
+def weights(config: DiTConfig) -> dict[str, torch.Tensor]:
+    """Those of `stored` with the block's for every block, so that a deep model takes little memory."""
+    one = stored(replace(config, layers=1))
+    deep = {name: x for name, x in one.items() if not name.startswith("blocks.")}
+    for i, (name, x) in product(range(config.layers), one.items()):
+        if name.startswith("blocks."):
+            deep[re.sub(r"^blocks\.0", f"blocks.{i}", name)] = x
+    return deep
+
+
+def inputs(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noisy latent, timesteps and text embeddings, float32; the first frame has no noise if each has a timestep."""
+    frames, rows, columns = case.grid
+    x = recipe.tensor("x", (1, case.config.in_dim, frames, 2 * rows, 2 * columns))
+    t = torch.full((1, frames), 700.0) if case.per_frame else torch.tensor([700.0])
+    if case.per_frame:
+        t[:, 0] = 0
+    return x.to(DEVICE), t.to(DEVICE), recipe.tensor("context", (1, WORDS, case.config.text_dim)).to(DEVICE)
+
+
+@functools.lru_cache(maxsize=1)
+def reference(config: DiTConfig, grid: tuple[int, int, int], per_frame: bool) -> torch.Tensor:
+    """The host's own result in float32, on the CPU."""
+    case = Case(config, grid, FLOAT32, per_frame)
+    return dit_contenders.comfyui(config, weights(config), FLOAT32)(*inputs(case)).cpu()
+
+
+def entrants(case: Case, layers: int, chunk: int | None) -> dict[str, measure.Run]:
+    """Every DiT of a case with so many blocks, by the name it has in the table."""
+    config = replace(case.config, layers=layers)
+    state = weights(config)
+    x, t, context = inputs(case)
+    given = (x.to(case.dtype), t, context.to(case.dtype))
+    forwards = {
+        OURS: dit_contenders.ours(config, state, case.dtype, chunk),
+        "ComfyUI": dit_contenders.comfyui(config, state, case.dtype),
+        "diffusers": dit_contenders.diffusers(config, state, case.dtype),
+    }
+    return {name: functools.partial(forward, *given) for name, forward in forwards.items()}
+
+
+def of_a_block(case: Case) -> dict[str, tuple[int, int]]:
+    """Kernels and bytes that one more block takes, of every DiT, when nothing is done in parts."""
+    one, two = (entrants(case, layers, None) for layers in (1, 2))
+    found = {}
+    for name in one:
+        less, more = measure.traced(one[name]), measure.traced(two[name])
+        found[name] = (more.kernels - less.kernels, more.moved - less.moved)
+    return found
+
+
+def measured(case: Case, rounds: int, budget: float) -> list[list[str]]:
+    """The rows of a case."""
+    chunk = CPU_CHUNK if DEVICE.type == "cpu" else None
+    running, blocks, rows = entrants(case, case.config.layers, chunk), of_a_block(case), []
+    expected = reference(case.config, case.grid, case.per_frame)
+    traces = {name: measure.traced(run) for name, run in running.items()}
+    log.info("%s: traced", case)
+    seconds, done = measure.median_seconds(running, rounds, budget)
+    fastest = min(taken for name, taken in seconds.items() if name != OURS)
+    for name, trace in traces.items():
+        kernels, moved = blocks[name]
+        rows.append(
+            [
+                "" if rows else f"{case} (median of {done})",
+                name,
+                f"{seconds[name]:.3g}",
+                f"{fastest / seconds[name]:.2f}",
+                f"{trace.peak / 2**20:.0f}",
+                str(kernels),
+                f"{moved / 2**20:.0f}",
+                f"{measure.errors(trace.result, expected)[1]:.1e}",
+                limits(trace.shares, running[name], seconds[name]),
+            ]
+        )
+        log.info("%s", " | ".join(rows[-1]))
+    return rows
+
+
+def limits(shares: dict[str, float], run: measure.Run, seconds: float) -> str:
+    """Where the time goes; on a GPU also how much of its matrix peak the arithmetic comes to."""
+    text = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items() if share >= 0.05)
+    if DEVICE.type == "cuda":
+        with FlopCounterMode(display=False) as counter:
+            run()
+        rate = counter.get_total_flops() / seconds / 1e12
+        text += f"; {rate:.0f} TFLOP/s{measure.fraction_of_peak(rate)}"
+    return text
+
+
+def main() -> None:
+    """Run a preset and write its section."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", dest="preset", action="store_const", const="quick", help="only try that all runs")
+    size.add_argument("--full", dest="preset", action="store_const", const="full", help="real clips, for a GPU")
+    parser.add_argument("--page", type=Path, help="file to write into; default: benchmarks/results.md, --quick: none")
+    options = parser.parse_args()
+    preset = options.preset or "default"
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)  # the host's
+    log.setLevel(logging.INFO)
+    version = contenders.start_comfyui("--use-pytorch-cross-attention")
+    versions = f"ComfyUI {version}, diffusers {importlib.metadata.version('diffusers')}"
+    path = options.page or (None if preset == "quick" else page.PAGE)
+    rows = []
+    with torch.no_grad():  # not inference_mode: that hides the parts of an operation from the tracer
+        for case in PRESETS[preset].cases:
+            rows += measured(case, PRESETS[preset].rounds, PRESETS[preset].budget)
+            if path:  # after each case, so that a long run that is cut short leaves what it has
+                write(path, preset, versions, rows)
+
+
+def write(path: Path, preset: str, versions: str, rows: list[list[str]]) -> None:
+    """Put the rows so far into the page's section of this preset and device."""
+    command = "python3 dev.py bench dit" + ("" if preset == "default" else f" --{preset}")
+    section = page.section(
+        f"DiT ({preset}, {DEVICE.type})", command, versions, f"{NOTE}\n\n{page.table(COLUMNS, rows)}"
+    )
+    page.replace(path, f"dit {preset} {DEVICE.type}", section)
+
+
+if __name__ == "__main__":
+    main()
