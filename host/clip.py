@@ -43,13 +43,18 @@ def encode_prompt(clip: comfy.sd.CLIP, prompt: str, title: str) -> list:
     title: what to call the prompt in a message. Raises ValueError for a CLIP that is not a umT5.
     """
     tokens = {} if clip is None else clip.tokenize(clean_prompt(prompt), disable_weights=True)
-    if TOKENS not in tokens:
-        raise ValueError(
-            f"Wan reads the text encoder umT5, this CLIP makes tokens for {', '.join(tokens) or 'nothing'}: load "
-            "umT5-XXL in WanTextEncoderLoader."
-        )
+    check_kind(TOKENS in tokens)
     tokens[TOKENS] = [_truncate(clip, row, title) for row in tokens[TOKENS]]
     return clip.encode_from_tokens_scheduled(tokens)
+
+
+def check_kind(umt5: bool) -> None:
+    """Raises ValueError where a CLIP is no umT5."""
+    if not umt5:
+        raise ValueError(
+            "Wan reads the text encoder umT5 and this CLIP is another one: load umT5-XXL in WanTextEncoderLoader, or "
+            "in CLIPLoader with type wan."
+        )
 
 
 def clean_prompt(prompt: str) -> str:

@@ -55,15 +55,21 @@ def new_clip(vae, width: int, height: int, length: int, batch: int) -> Clip:
 def check_frames(clip: Clip, start: torch.Tensor | None, end: torch.Tensor | None) -> None:
     """Raises ValueError where the start and end frames (N, H, W, C) do not go into the clip."""
     counts = [0 if images is None else images.shape[0] for images in (start, end)]
-    if end is not None and clip.held:
-        raise ValueError(
-            "WanConditioning has an end_image and the VAE of Wan 2.2 5B, a model that holds first frames only: "
-            "disconnect end_image, or use an A14B or 2.1 image-to-video model with its VAE."
-        )
+    if end is not None:
+        check_end_image(clip.latent[1])
     if sum(counts) > clip.length:
         raise ValueError(
             f"WanConditioning has {counts[0]} start and {counts[1]} end frames, the clip has {clip.length}: raise "
             "length or connect fewer frames."
+        )
+
+
+def check_end_image(channels: int) -> None:
+    """Raises ValueError where a VAE that makes latents of `channels` channels goes with no model for an end image."""
+    if channels == 48:
+        raise ValueError(
+            "WanConditioning has an end_image and the VAE of Wan 2.2 5B, a model that holds first frames only: "
+            "disconnect end_image, or use an A14B or 2.1 image-to-video model with its VAE."
         )
 
 

@@ -3,8 +3,10 @@
 import os
 
 from ..wan_model import checkpoint
+from ..wan_model.configs import PATCH, frame_rate
 from ..wan_model.dit import dit_config
 from ..wan_model.lora import SIZES
+from ..wan_model.vae import vae_config
 from . import files
 
 FOLDERS = ("diffusion_models", "vae", "text_encoders", "clip_vision")
@@ -19,8 +21,9 @@ def describe(folder: str, name: str) -> dict[str, object]:
 
     Always `file`, `holds` and `bytes` (of all its parts, which is what its weights take in memory as they are); for a
     part of Wan also `variant`, `layout`, `precision` and `parameters`; for a DiT `size`, `vae`, `text_encoder` and
-    `clip_vision`, the files that go with it. Raises ValueError for another folder, a name that is not in it and a file
-    that is damaged.
+    `clip_vision`, the files that go with it; for a VAE `channels` and, of the clips of its models, `frame_rate` and
+    `side_step`, the pixels that sides are multiples of. Raises ValueError for another folder, a name that is not in it
+    and a file that is damaged.
     """
     if folder not in FOLDERS:
         raise ValueError(f"'{folder[:80]}' is no folder of Wan models: give one of {', '.join(FOLDERS)}.")
@@ -46,6 +49,13 @@ def describe(folder: str, name: str) -> dict[str, object]:
             "vae": VAE.get(found.variant, OTHER_VAE),
             "text_encoder": "umt5_xxl",
             "clip_vision": CLIP_VISION.get(found.variant),
+        }
+    if found.variant in checkpoint.VAE:
+        config = vae_config(found.tensors)
+        info |= {
+            "channels": config.latent_channels,
+            "side_step": PATCH[1] * config.stride,
+            "frame_rate": frame_rate(config.latent_channels),
         }
     return info
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import comfy.lora
@@ -40,10 +41,7 @@ def apply(model, path: str, strength: float) -> tuple[object, Report]:
     title = os.path.basename(path)
     tensors = checkpoint.read(path)
     shapes = parameter_shapes(model.model.diffusion_model)
-    groups, unmatched = names.group(tensors, shapes)
-    fitting = {place: group for place, group in groups.items() if _fits(group, _shape(shapes, place))}
-    if groups and not fitting:
-        raise ValueError(_other_size(title, groups, shapes))
+    groups, fitting, unmatched = match(title, tensors, shapes)
     lora = {place + suffix: tensor for place, group in fitting.items() for suffix, tensor in group.items()}
     keys = {place: f"diffusion_model.{place}" + (".weight" if f"{place}.weight" in shapes else "") for place in fitting}
     patches = comfy.lora.load_lora(lora, keys, log_missing=False)
@@ -54,8 +52,7 @@ def apply(model, path: str, strength: float) -> tuple[object, Report]:
         if {keys[place], f"diffusion_model.{place}.bias"} & patches.keys() and (place in layers or ".diff" in group)
     }
     if not used:
-        first = next(iter(tensors), "nothing")
-        raise ValueError(f"'{title}' has no key of this Wan model (its first is {first}): choose a LoRA made for Wan.")
+        raise ValueError(_other_model(title, tensors))
     matched = sum(len(fitting[place]) for place in used)
     for place in groups.keys() - used:
         unmatched += [place + suffix for suffix in groups[place]]
@@ -64,6 +61,20 @@ def apply(model, path: str, strength: float) -> tuple[object, Report]:
     for place in used - layers:
         _patch_lone(clone, keys[place], fitting[place][".diff"], strength)
     return clone, Report(title, strength, matched, sorted(unmatched))
+
+
+def match(title: str, tensors: Mapping, shapes: Mapping) -> tuple[names.Groups, names.Groups, list[str]]:
+    """(tensors by the place that they change, those of places with their shape, names without a place).
+
+    shapes: `parameter_shapes` of the model. Raises ValueError where the LoRA `title` is for another size or model.
+    """
+    groups, unmatched = names.group(tensors, shapes)
+    fitting = {place: group for place, group in groups.items() if _fits(group, _shape(shapes, place))}
+    if not groups:
+        raise ValueError(_other_model(title, tensors))
+    if not fitting:
+        raise ValueError(_other_size(title, groups, shapes))
+    return groups, fitting, unmatched
 
 
 def parameter_shapes(module) -> dict[str, tuple[int, ...]]:
@@ -91,6 +102,11 @@ def _shape(shapes, place):
 def _fits(group, shape) -> bool:
     change = names.change_shape(group)
     return change is None or shape is None or change == (shape[0], math.prod(shape[1:]))
+
+
+def _other_model(title, tensors) -> str:
+    first = next(iter(tensors), "nothing")
+    return f"'{title}' has no key of this Wan model (its first is {first}): choose a LoRA made for Wan."
 
 
 def _other_size(title, groups, shapes) -> str:

@@ -5,7 +5,7 @@ import sys
 
 from aiohttp import web
 
-from . import estimate, info, preview
+from . import estimate, info, preview, wires
 
 
 async def get_info(request: web.Request) -> web.Response:
@@ -23,12 +23,19 @@ async def get_preview(request: web.Request) -> web.Response:
     return web.Response(body=body, content_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
 
+async def get_check(request: web.Request) -> web.Response:
+    """GET /wan/check?node=N&...: {"problem": `wires.problem`}, the other values of the query being what is given."""
+    given = dict(request.query)
+    problem = await asyncio.to_thread(wires.problem, given.pop("node", ""), given)
+    return web.json_response({"problem": problem})
+
+
 async def get_estimate(request: web.Request) -> web.Response:
     """GET /wan/estimate?model=N&width=W&height=H&length=F: `estimate.from_query`."""
     return web.json_response(await asyncio.to_thread(estimate.from_query, request.query))
 
 
-QUESTIONS = {"info": get_info, "estimate": get_estimate, "preview": get_preview}
+QUESTIONS = {"info": get_info, "estimate": get_estimate, "check": get_check, "preview": get_preview}
 
 
 async def answer(request: web.Request) -> web.Response:

@@ -14,12 +14,11 @@ from .messages import latents
 SQUARE = 8  # pixels of one latent pixel: their 64 mask values are channels of the context
 
 
-def check_vae(clip: Clip) -> None:
-    """Raises ValueError where the clip's VAE is not that of the VACE models."""
-    if clip.latent[1] != 16:
+def check_vae(channels: int) -> None:
+    """Raises ValueError where a VAE that makes latents of `channels` channels is not that of the VACE models."""
+    if channels != 16:
         raise ValueError(
-            f"WanVACE works on {latents(16)} and the VAE makes {latents(clip.latent[1])}: load wan_2.1_vae in "
-            "WanVAELoader."
+            f"WanVACE works on {latents(16)} and the VAE makes {latents(channels)}: load wan_2.1_vae in WanVAELoader."
         )
 
 

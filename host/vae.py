@@ -240,14 +240,19 @@ def check_latent(vae, samples: torch.Tensor) -> None:
             f"This latent has {samples.ndim} dimensions, a Wan clip has 5 (batch, channels, frames, height, width): "
             "connect a latent from WanSampler or WanVAEEncode."
         )
-    if samples.shape[1] != vae.latent_channels:
-        raise ValueError(
-            f"The VAE decodes {latents(vae.latent_channels)} and was given {latents(samples.shape[1])}: load the VAE "
-            "of the model's family in WanVAELoader."
-        )
+    check_channels(vae.latent_channels, samples.shape[1])
     bad = ~samples.isfinite().transpose(1, 2).flatten(2).all(dim=2).all(dim=0)  # (T,)
     if bad.any():
         raise ValueError(
             f"Latent frame {int(bad.nonzero()[0])} of {samples.shape[2]} holds NaN or infinite values: sample again "
             "with another attention backend or weight_dtype float32 or bfloat16."
+        )
+
+
+def check_channels(decoded: int, given: int) -> None:
+    """Raises ValueError where a VAE that decodes latents of `decoded` channels is given others."""
+    if decoded != given:
+        raise ValueError(
+            f"The VAE decodes {latents(decoded)} and was given {latents(given)}: load the VAE of the model's family in "
+            "WanVAELoader."
         )

@@ -87,7 +87,7 @@ class WanVACE(io.ComfyNode):
         reference_image=None,
     ) -> io.NodeOutput:
         clip = host_conditioning.new_clip(vae, width, height, length, batch_size)
-        host_vace.check_vae(clip)
+        host_vace.check_vae(clip.latent[1])
         references = []
         if reference_image is not None:
             references = list(pictures.rgb(reference_image, "reference_image of WanVACE", clip.width, clip.height))
