@@ -11,7 +11,7 @@ from comfy.ldm.modules.attention import optimized_attention
 
 from ..wan_model.attention import repeat_last, repeating, sdpa_once
 from ..wan_model.dit import WanDiT
-from . import attention, memory
+from . import attention, kernels, memory
 
 
 class HostDiT(WanDiT):
@@ -74,6 +74,7 @@ class HostDiT(WanDiT):
             attention=self_attention(transformer_options),
             cross_attention=cross_attention(transformer_options),
             on_block=block_runner(transformer_options, x),
+            kernels=kernels.choose(x),
             chunk=memory.choose_chunk(self.config, x.shape, x.dtype, free, contexts=contexts),
             **vace,
         )
