@@ -39,12 +39,13 @@ WATCH = """() => {
 MISSING = """() => app.graph._nodes.map(node => node.type)
     .filter(type => !(type in LiteGraph.registered_node_types))"""
 SET = """([type, widget, value]) => {
-    for (const node of app.graph._nodes)
-        for (const found of node.widgets ?? [])
-            if ((type === null || node.type === type) && found.name === widget) {
-                found.value = value
-                found.callback?.(value, app.canvas, node)
-            }
+    for (const graph of [app.graph, ...app.graph.subgraphs.values()])
+        for (const node of graph._nodes)
+            for (const found of node.widgets ?? [])
+                if ((type === null || node.type === type) && found.name === widget) {
+                    found.value = value
+                    found.callback?.(value, app.canvas, node)
+                }
 }"""
 
 
@@ -86,7 +87,10 @@ class Editor:
             self.page.wait_for_timeout(200)
 
     def set(self, widget: str, value: object, type: str | None = None) -> None:
-        """Give the widgets named `widget`, of the nodes of one `type` or of all, a value, as a hand would."""
+        """Give the widgets named `widget`, of the nodes of one `type` or of all, a value, as a hand would.
+
+        Nodes inside subgraphs are among them.
+        """
         self.page.evaluate(SET, [type, widget, value])
 
     def run(self, timeout: float = 120) -> None:

@@ -1,112 +1,187 @@
-"""Takes the pictures of the example workflows from the editor itself: workflows/NAME.jpg for each workflows/NAME.json.
+"""Takes the pictures of templates and help pages from the editor itself.
 
     python -m devtools.pictures --comfyui PATH [NAME ...]
 
-with the Python of an environment of `dev.py` that also has playwright, and a Chromium on the machine.
+with the Python of an environment of `dev.py test`. A NAME is a file of workflows/, whose picture lies beside it, or a
+node, whose picture is the small graph of its help page; without one, all are taken.
 """
 
 import argparse
 import json
 import logging
-import shutil
 import sys
 import tempfile
 from pathlib import Path
-
-from playwright.sync_api import Page, sync_playwright
 
 from tiny import examples
 
 from . import host
 from .demo import WORKFLOWS
+from .editor import Editor, chromium
+from .environment import ROOT
 from .server import Server
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-SIZE = {"width": 1600, "height": 1100}  # of a picture, in pixels
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
-FIT = """async (workflow) => {
-    const app = window.app ?? window.comfyAPI.app.app
-    await app.loadGraphData(workflow)
-    const nodes = app.graph._nodes
-    const bounds = nodes.map(node => node.getBounding())
-    const left = Math.min(...bounds.map(b => b[0])), top = Math.min(...bounds.map(b => b[1]))
-    const right = Math.max(...bounds.map(b => b[0] + b[2])), bottom = Math.max(...bounds.map(b => b[1] + b[3]))
+HELP = ROOT / "web" / "docs" / "pictures"
+SIZE = {"width": 1600, "height": 1100}  # of the window, in pixels
+MARGIN = 24  # around a graph, in pixels
+
+PROMPTS = ("WanTextEncode.positive WanSampler.positive", "WanTextEncode.negative WanSampler.negative")
+SAVED = ("WanSampler.LATENT WanVAEDecodeToVideo.samples", "WanVAEDecodeToVideo.VIDEO SaveVideo.video")
+GRAPHS = {  # the links of the small graph around each node
+    "WanModelLoader": ("WanModelLoader.MODEL WanLoraLoader.model", "WanLoraLoader.MODEL WanSampler.model"),
+    "WanLoraLoader": ("WanModelLoader.MODEL WanLoraLoader.model", "WanLoraLoader.MODEL WanSampler.model"),
+    "WanVAELoader": ("WanVAELoader.VAE WanEmptyLatent.vae", "WanVAELoader.VAE WanVAEDecodeToVideo.vae"),
+    "WanTextEncoderLoader": ("WanTextEncoderLoader.CLIP WanTextEncode.clip",),
+    "WanTextEncode": ("WanTextEncoderLoader.CLIP WanTextEncode.clip", *PROMPTS),
+    "WanClipVisionLoader": ("WanClipVisionLoader.CLIP_VISION WanClipVision.clip_vision",),
+    "WanClipVision": (
+        "WanClipVisionLoader.CLIP_VISION WanClipVision.clip_vision",
+        "LoadImage.IMAGE WanClipVision.start_image",
+        "LoadImage.IMAGE WanConditioning.start_image",
+        "WanClipVision.CLIP_VISION_OUTPUT WanConditioning.clip_vision_output",
+    ),
+    "WanConditioning": (
+        "WanTextEncode.positive WanConditioning.positive",
+        "WanTextEncode.negative WanConditioning.negative",
+        "WanVAELoader.VAE WanConditioning.vae",
+        "LoadImage.IMAGE WanConditioning.start_image",
+        "WanConditioning.positive WanSampler.positive",
+        "WanConditioning.negative WanSampler.negative",
+        "WanConditioning.latent WanSampler.latent",
+    ),
+    "WanVACE": (
+        "WanTextEncode.positive WanVACE.positive",
+        "WanTextEncode.negative WanVACE.negative",
+        "WanVAELoader.VAE WanVACE.vae",
+        "LoadImage.IMAGE WanVACE.reference_image",
+        "WanVACE.positive WanSampler.positive",
+        "WanVACE.negative WanSampler.negative",
+        "WanVACE.latent WanSampler.latent",
+    ),
+    "WanEmptyLatent": ("WanVAELoader.VAE WanEmptyLatent.vae", "WanEmptyLatent.LATENT WanSampler.latent"),
+    "WanModelInfo": ("WanModelInfo.text PreviewAny.source",),
+    "WanStepCache": ("WanModelLoader.MODEL WanStepCache.model", "WanStepCache.MODEL WanSampler.model"),
+    "WanGuidance": ("WanModelLoader.MODEL WanGuidance.model", "WanGuidance.MODEL WanSampler.model"),
+    "WanSampler": (
+        "WanModelLoader.MODEL WanSampler.model",
+        *PROMPTS,
+        "WanEmptyLatent.LATENT WanSampler.latent",
+        "WanSampler.LATENT WanVAEDecodeToVideo.samples",
+    ),
+    "WanVAEEncode": (
+        "LoadVideo.VIDEO WanVAEEncode.images",
+        "WanVAELoader.VAE WanVAEEncode.vae",
+        "WanVAEEncode.LATENT WanSampler.latent",
+    ),
+    "WanVAEDecode": (
+        "WanVAELoader.VAE WanVAEDecode.vae",
+        "WanSampler.LATENT WanVAEDecode.samples",
+        "WanVAEDecode.IMAGE SaveImage.images",
+    ),
+    "WanVAEDecodeToVideo": ("WanVAELoader.VAE WanVAEDecodeToVideo.vae", *SAVED),
+}
+VALUES = {  # of widgets in the small graphs
+    "model_name": "wan2.1_t2v_1.3B_fp16.safetensors",
+    "vae_name": "wan_2.1_vae.safetensors",
+    "image": examples.FILES[0],
+}
+BUILD = """(links) => {
+    app.graph.clear()
+    app.nodeOutputs = {}  // their keys are the numbers of nodes, which begin anew
+    const nodes = {}, column = {}
+    const place = (type) => {
+        if (nodes[type]) return
+        nodes[type] = LiteGraph.createNode(type)
+        column[type] = 0
+        app.graph.add(nodes[type])
+    }
+    for (const link of links) {
+        const [[from, output], [to, input]] = link.split(" ").map((end) => end.split("."))
+        place(from)
+        place(to)
+        column[to] = Math.max(column[to], column[from] + 1)
+        nodes[from].connect(nodes[from].findOutputSlot(output), nodes[to], nodes[to].findInputSlot(input))
+    }
+    let x = 0
+    for (let at = 0; at <= Math.max(...Object.values(column)); at++) {
+        const members = Object.keys(nodes).filter((type) => column[type] === at).map((type) => nodes[type])
+        let y = 0
+        for (const node of members) {
+            node.setSize(node.computeSize())
+            node.setSize([Math.max(node.size[0], 260), node.size[1]])
+            node.pos = [x, y]
+            y += node.size[1] + 70
+        }
+        x += Math.max(...members.map((node) => node.size[0])) + 80
+    }
+}"""
+FIT = """async (margin) => {
+    await new Promise((done) => setTimeout(done, 700))  // pictures of nodes arrive and change their sizes
+    const bounds = app.graph._nodes.map((node) => node.getBounding())
+    const left = Math.min(...bounds.map((b) => b[0])), top = Math.min(...bounds.map((b) => b[1]))
+    const right = Math.max(...bounds.map((b) => b[0] + b[2])), bottom = Math.max(...bounds.map((b) => b[1] + b[3]))
     const area = app.canvas.canvas.getBoundingClientRect()
-    const scale = Math.min((area.width - 140) / (right - left), (area.height - 140) / (bottom - top), 1)
+    const scale = Math.min((area.width - 160) / (right - left), (area.height - 160) / (bottom - top), 1)
     app.canvas.ds.scale = scale
     app.canvas.ds.offset = [
         (area.width / scale - right - left) / 2,
         (area.height / scale - bottom - top) / 2,
     ]
+    app.canvas.deselectAll()
     app.canvas.setDirty(true, true)
+    await new Promise((done) => setTimeout(done, 300))
     const [dx, dy] = app.canvas.ds.offset
     return {
-        missing: nodes.map(node => node.type).filter(type => !(type in window.LiteGraph.registered_node_types)),
-        clip: {
-            x: area.left + (left + dx) * scale - 20,
-            y: area.top + (top + dy) * scale - 30,
-            width: (right - left) * scale + 40,
-            height: (bottom - top) * scale + 50,
-        },
+        x: area.left + (left + dx) * scale - margin,
+        y: area.top + (top + dy) * scale - margin,
+        width: (right - left) * scale + 2 * margin,
+        height: (bottom - top) * scale + 2 * margin,
     }
 }"""
 
 
-def browser_path() -> str:
-    """The Chromium of this machine."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        raise SystemExit(f"There is no Chromium here: install one of {', '.join(BROWSERS)}.")
-    return found
-
-
-def place_models(models: Path, workflows: list[Path]) -> None:
+def place_models(models: Path) -> None:
     """Empty files under the names that the workflows load, so that the editor marks none of them as missing."""
-    for workflow in workflows:
+    for workflow in WORKFLOWS.glob("*.json"):
         for node in json.loads(workflow.read_text(encoding="utf-8"))["nodes"]:
             for model in node["properties"].get("models", ()):
                 (models / model["directory"]).mkdir(exist_ok=True)
                 (models / model["directory"] / model["name"]).touch()
 
 
-def photograph(page: Page, workflow: Path) -> None:
-    """Write the picture of one workflow beside it."""
-    view = page.evaluate(FIT, json.loads(workflow.read_text(encoding="utf-8")))
-    if view["missing"]:
-        raise SystemExit(f"{workflow.name} has nodes that the server lacks: {view['missing']}")
-    for _ in range(3):
-        page.keyboard.press("Escape")  # dialogs about missing models
-        page.wait_for_timeout(500)
-    page.screenshot(path=workflow.with_suffix(".jpg"), type="jpeg", quality=80, clip=view["clip"])
+def photograph(editor: Editor, name: str) -> Path:
+    """Take the picture of the template or node `name`; return its path."""
+    if name in GRAPHS:
+        editor.page.evaluate(BUILD, GRAPHS[name])
+        for widget, value in VALUES.items():
+            editor.set(widget, value)
+        path = HELP / f"{name}.jpg"
+    else:
+        editor.open(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
+        path = WORKFLOWS / f"{name}.jpg"
+    clip = editor.page.evaluate(FIT, MARGIN)
+    editor.page.screenshot(path=path, type="jpeg", quality=80, clip=clip)
+    return path
 
 
 def main() -> None:
-    """Take every picture, or those of the workflows named on the command line."""
+    """Take every picture, or those named on the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     parser = argparse.ArgumentParser()
     parser.add_argument("--comfyui", type=Path, required=True)
-    parser.add_argument("names", nargs="*")
+    parser.add_argument("names", nargs="*", metavar="NAME")
     options = parser.parse_args()
-    workflows = [WORKFLOWS / f"{name}.json" for name in options.names] or sorted(WORKFLOWS.glob("*.json"))
+    HELP.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch)
         host.prepare_base(base)
-        place_models(base / "models", workflows)
+        place_models(base / "models")
         examples.write(base / "input")
-        settings = base / "user" / "default" / "comfy.settings.json"
-        settings.parent.mkdir(parents=True)
-        settings.write_text(json.dumps(SETTINGS), encoding="utf-8")
-        with Server(sys.executable, options.comfyui, base, cpu=True) as server, sync_playwright() as driver:
-            browser = driver.chromium.launch(executable_path=browser_path(), args=list(FLAGS))
-            page = browser.new_page(viewport=SIZE)
-            page.goto(server.url)
-            page.wait_for_function("(window.app ?? window.comfyAPI?.app?.app)?.graph", timeout=60_000)
-            page.wait_for_timeout(3000)
-            for workflow in workflows:
-                photograph(page, workflow)
-                logging.info("%s", workflow.with_suffix(".jpg"))
-            browser.close()
+        with Server(sys.executable, options.comfyui, base, cpu=True) as server, chromium() as browser:
+            editor = Editor(browser.new_page(viewport=SIZE), server.url)
+            editor.go()
+            for name in options.names or [*sorted(path.stem for path in WORKFLOWS.glob("*.json")), *GRAPHS]:
+                logging.info("%s", photograph(editor, name))
 
 
 if __name__ == "__main__":

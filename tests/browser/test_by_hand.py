@@ -1,6 +1,11 @@
 """What people do with the mouse: find a node, place it, wire it, run it, and drop its video back into the editor."""
 
 import base64
+import json
+
+import pytest
+
+from devtools import blueprints, demo
 
 NAME = "wan21_text_to_video"
 SLOT = """([type, isInput, name]) => {
@@ -19,6 +24,18 @@ DROP = """async ([name, content]) => {
     for (const event of ["dragenter", "dragover", "drop"])
         canvas.dispatchEvent(new DragEvent(event, { dataTransfer, bubbles: true, cancelable: true }))
 }"""
+FIRST_WIDGET = "(type) => LiteGraph.createNode(type).widgets[0].name"
+AROUND = """() => {
+    const [blueprint] = app.graph._nodes
+    const save = LiteGraph.createNode("SaveVideo")
+    app.graph.add(save)
+    blueprint.connect(0, save, 0)
+    if (!blueprint.inputs.some((input) => input.name === "start_image")) return
+    const load = LiteGraph.createNode("LoadImage")
+    app.graph.add(load)
+    load.widgets[0].value = "wan_example_start.png"
+    load.connect(0, blueprint, blueprint.inputs.findIndex((input) => input.name === "start_image"))
+}"""
 TYPES = "app.graph._nodes.map((node) => node.type).sort()"
 
 
@@ -30,18 +47,24 @@ def wire(page, origin: str, output: str, target: str, given: str) -> None:
     page.mouse.up()
 
 
+def pick(page, words: str, title: str) -> None:
+    """Find a node in the search and put it onto the canvas."""
+    count = page.evaluate("app.graph._nodes.length")
+    page.mouse.dblclick(1000, 900)
+    page.keyboard.type(words)
+    page.get_by_text(title, exact=True).first.wait_for()
+    page.keyboard.press("Enter")
+    page.wait_for_function("(count) => app.graph._nodes.length > count", arg=count)
+    page.mouse.move(1000, 700, steps=4)
+    page.mouse.click(1000, 700)  # the newer editor's node follows the mouse until then
+
+
 def test_a_node_from_the_search_is_placed_and_wired_by_hand_and_its_video_restores_the_graph(open_workflow, page):
     editor = open_workflow(NAME)
     types = page.evaluate(TYPES)
     page.evaluate("app.graph.remove(app.graph._nodes.find((node) => node.type === 'WanSampler'))")
 
-    page.mouse.dblclick(1000, 900)
-    page.keyboard.type("wan sampler")
-    page.get_by_text("Wan Sampler", exact=True).first.wait_for()
-    page.keyboard.press("Enter")
-    page.wait_for_function("app.graph._nodes.some((node) => node.type === 'WanSampler')")
-    page.mouse.move(1000, 700, steps=4)
-    page.mouse.click(1000, 700)  # the newer editor's node follows the mouse until then
+    pick(page, "wan sampler", "Wan Sampler")
     wire(page, "WanModelLoader", "MODEL", "WanSampler", "model")
     wire(page, "WanTextEncode", "positive", "WanSampler", "positive")
     wire(page, "WanTextEncode", "negative", "WanSampler", "negative")
@@ -58,3 +81,25 @@ def test_a_node_from_the_search_is_placed_and_wired_by_hand_and_its_video_restor
     page.evaluate(DROP, [saved["filename"], base64.b64encode(video).decode()])
     page.wait_for_function("app.graph._nodes.length > 0")
     assert page.evaluate(TYPES) == types
+
+
+@pytest.mark.parametrize("blueprint", blueprints.BLUEPRINTS, ids=lambda blueprint: blueprint.workflow)
+def test_a_blueprint_is_found_in_the_search_and_runs(editor, page, blueprint):
+    page.evaluate("app.graph.clear()")
+    pick(page, blueprint.name, blueprint.name)
+    for node in demo.load_workflow(blueprint.workflow)["nodes"]:
+        for real in node["widgets_values"][:1]:
+            if real in demo.DEMO_FILES:
+                widget = page.evaluate(FIRST_WIDGET, node["type"])
+                editor.set(widget, demo.DEMO_FILES[real])
+    for widget, value in (demo.DEMO_VALUES | {"length": 9, "steps": 2}).items():
+        editor.set(widget, value)
+    page.evaluate(AROUND)
+    editor.run()
+    assert page.evaluate("Object.values(app.nodeOutputs).flatMap((output) => output.images ?? [])")
+
+
+def test_the_blueprints_are_those_of_the_templates():
+    for blueprint in blueprints.BLUEPRINTS:
+        written = json.loads((blueprints.FOLDER / f"{blueprint.name}.json").read_text(encoding="utf-8"))
+        assert written == blueprints.build(blueprint), "run `python -m devtools.blueprints`"
