@@ -16,7 +16,7 @@ import torch
 from ..wan_model import checkpoint
 from ..wan_model.dit import dit_config
 from . import attention as host_attention
-from . import memory, packed, precision, preview
+from . import memory, packed, precision, preview, text
 from .dit import HostDiT
 
 
@@ -39,6 +39,8 @@ class HostModel:
     def extra_conds(self, **kwargs):
         """What the host hands to the network for one conditioning, without the CLIP tokens where it reads none."""
         conds = super().extra_conds(**kwargs)
+        if "c_crossattn" in conds:
+            conds["c_crossattn"] = text.without_padding(conds["c_crossattn"].cond)
         if not self.diffusion_model.config.image_tokens and conds.pop("clip_fea", None) is not None:
             logging.warning("%s reads no CLIP vision: what WanClipVision gave is ignored.", self.source)
         return conds

@@ -2,6 +2,7 @@
 
 import logging
 
+import comfy.patcher_extension
 import comfy.sample
 import comfy.sd
 import comfy.utils
@@ -108,6 +109,33 @@ def test_the_hosts_patches_are_served(model, text, latent, run, relative_error):
     heads = model.model.diffusion_model.config.heads
     assert (2, 60, heads, 128) in seen and "attn2" in seen  # 3 x 4 x 5 tokens, both prompts in one batch
     assert relative_error(skipped, plain) > 1e-2
+
+
+def test_padding_of_prompts_is_left_out(model, path, text, latent, run, relative_error):
+    short = [
+        [[context * (torch.arange(512) < length).unsqueeze(1), {}]]
+        for (context, _), length in zip((text[0][0], text[1][0]), (40, 3), strict=True)
+    ]
+    seen, counted = [], model.clone()
+
+    def watch(executor, x, timestep, context, *args, **kwargs):
+        seen.append(context.shape)
+        return executor(x, timestep, context, *args, **kwargs)
+
+    counted.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, watch)
+    actual = run(counted, short, latent)
+    expected = alone(files.load(path)[0], short, latent)
+    assert relative_error(actual, model.model.process_latent_out(expected)) < 1e-3
+    assert {shape[:2] for shape in seen} == {(2, 40)}  # both in one batch, the shorter one padded to the longer
+
+
+def test_joined_prompts_keep_their_zeros(room):
+    both = room("host.text").without_padding(torch.ones(1, 600, 8) * (torch.arange(600) < 40).unsqueeze(1))
+    single = room("host.text").without_padding(torch.ones(1, 512, 8) * (torch.arange(512) < 40).unsqueeze(1))
+    empty = room("host.text").without_padding(torch.zeros(1, 512, 8))
+    assert [cond.cond.shape[1] for cond in (both, single, empty)] == [600, 40, 1]
+    assert single.can_concat(empty) and not single.can_concat(both)
+    assert torch.equal(empty.concat([single])[1], single.cond[0])
 
 
 def test_two_experts_switch_at_the_boundary(model, room, path, text, latent, run, relative_error, caplog):
