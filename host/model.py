@@ -16,7 +16,7 @@ import torch
 from ..wan_model import checkpoint
 from ..wan_model.dit import dit_config
 from . import attention as host_attention
-from . import memory, packed, precision, preview, text
+from . import mapped, memory, packed, precision, preview, text
 from .dit import HostDiT
 
 
@@ -91,6 +91,7 @@ def load(
         state_dict |= checkpoint.load(vace_path)[0]
     patcher = build(state_dict, dtype)
     patcher.model.source = os.path.basename(path)
+    patcher.model.mapped = mapped.names(patcher.model.diffusion_model, state_dict, "diffusion_model.")
     preview.watch(patcher)
     host_attention.choose(patcher, attention)
     # How a newer host makes a second copy for another device.
@@ -141,6 +142,8 @@ def make_patcher(model, device, offload_device) -> comfy.model_patcher.ModelPatc
     patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     if packed.holds_packed(model):
         patcher_class = packed.PackedPatcher
+    elif patcher_class is comfy.model_patcher.ModelPatcher:
+        patcher_class = mapped.MappedPatcher
     return patcher_class(model, load_device=device, offload_device=offload_device)
 
 

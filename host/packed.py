@@ -13,6 +13,7 @@ import torch
 
 from ..wan_model import ggml
 from ..wan_model.quantisation import PACKED_MARKER
+from .mapped import MappedPatcher
 
 
 def is_packed(state_dict: dict) -> bool:
@@ -83,14 +84,15 @@ class PackedOps(comfy.ops.manual_cast):
             return out.unflatten(0, input.shape)  # (B L, C) -> (B, L, C)
 
 
-class PackedPatcher(comfy.model_patcher.ModelPatcher):
+class PackedPatcher(MappedPatcher):
     """The host's patcher, which never adds a patch to packed bytes: the layer's weight function does when it runs."""
 
-    def patch_weight_to_device(self, key, *arguments, **options):
+    def patch_weight_to_device(self, key, device_to=None, *arguments, **options):
         layer_name, _, parameter = key.rpartition(".")
         layer = comfy.utils.get_attr(self.model, layer_name) if parameter == "weight" else None
         if getattr(layer, "kind", None) is None:
-            return super().patch_weight_to_device(key, *arguments, **options)
+            return super().patch_weight_to_device(key, device_to, *arguments, **options)
+        self.keep_home(key, device_to)
         if key in self.patches:
             layer.weight_function = [comfy.model_patcher.LowVramPatch(key, self.patches), *layer.weight_function]
         return None

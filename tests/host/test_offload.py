@@ -18,16 +18,16 @@ TINY = "tiny_random_wan2.1_t2v.safetensors"
 
 @pytest.fixture
 def small_device(monkeypatch):
-    """Function (model): from now on the device has room for `SHARE` of its weights and the least for a forward.
+    """Function (model): from now on the device has room for a `share` of its weights and the least for a forward.
 
     On a CPU the host does not limit itself, so it is told that this is no CPU, and how much is free.
     """
 
-    def limit(model):
+    def limit(model, share=SHARE):
         management = comfy.model_management
         monkeypatch.setattr(management, "is_device_cpu", lambda device: False)
         monkeypatch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
-        room = SHARE * model.model_size() + management.minimum_inference_memory()
+        room = share * model.model_size() + management.minimum_inference_memory()
 
         def free(device=None, torch_free_too=False):
             left = room - model.loaded_size()
@@ -90,6 +90,21 @@ def test_experts_on_a_small_device(load, small_device, brought, sample, relative
     small_device(high)
     assert relative_error(sample(high, low_noise_model=low, steps=4), whole) < 1e-5
     assert len(brought) > 100
+
+
+@pytest.mark.parametrize("patched", [False, True], ids=["plain", "lora"])
+def test_weights_go_home_to_their_file(load, small_device, patched):
+    model = with_lora(load()) if patched else load()
+    network = model.model.diffusion_model
+    home = {name: parameter.data_ptr() for name, parameter in network.named_parameters()}
+    assert len(model.model.mapped) == len(home)
+    small_device(model, share=10)
+    comfy.model_management.load_models_gpu([model])
+    for parameter in network.parameters():
+        parameter.data = parameter.data.clone()  # as moving to a device does
+    comfy.model_management.unload_all_models()
+    leaves = {name: parameter for name, parameter in network.named_parameters() if not name.endswith("modulation")}
+    assert all(parameter.data_ptr() == home[name] for name, parameter in leaves.items())
 
 
 @pytest.mark.slow
