@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js"
 
-const FROM_OUTSIDE = -10 // origin of links that come from a subgraph's own inputs
+const SUBGRAPH_INPUTS = -10 // origin of the links from a subgraph's own inputs; newer editors have ids in text
 const BYPASSED = 4
 
 /** The outermost graph. */
@@ -34,12 +34,25 @@ export function source(node, name) {
     return input?.link == null ? null : origin(node.graph, input.link)
 }
 
+/** The first node up the wire of the input `name` that is `wanted`; others are passed by their input of that type. */
+export function upstream(node, name, wanted) {
+    for (let passed = 0; passed < 100; passed++) {
+        const fed = source(node, name)
+        if (!fed || wanted(fed.node)) return fed?.node ?? null
+        const through = fed.node.inputs.find((input) => input.type === fed.node.outputs[fed.slot].type)
+        if (!through) return null
+        node = fed.node
+        name = through.name
+    }
+    return null
+}
+
 /** What the widget `name` says, be it set on the node, on the subgraph around it, or by a primitive node. */
 export function widgetValue(node, name) {
     const input = node.inputs?.find((input) => input.widget && input.name === name)
     if (input?.link != null) {
         const link = node.graph.getLink(input.link)
-        if (link?.origin_id === FROM_OUTSIDE) {
+        if (link && fromOutside(link)) {
             const { holder, input: outer } = outside(node.graph, link.origin_slot)
             return holder && widgetValue(holder, outer.name)
         }
@@ -52,7 +65,7 @@ export function widgetValue(node, name) {
 function origin(graph, id) {
     const link = graph.getLink(id)
     if (!link) return null
-    if (link.origin_id === FROM_OUTSIDE) {
+    if (fromOutside(link)) {
         const { holder, input } = outside(graph, link.origin_slot)
         return input?.link == null ? null : origin(holder.graph, input.link)
     }
@@ -66,6 +79,10 @@ function origin(graph, id) {
     if (node.type !== "Reroute" && node.mode !== BYPASSED) return { node, slot: link.origin_slot }
     const through = node.type === "Reroute" ? node.inputs[0] : node.inputs.find((input) => input.type === output.type)
     return through?.link == null ? null : origin(graph, through.link)
+}
+
+function fromOutside(link) {
+    return Number(link.origin_id) === SUBGRAPH_INPUTS
 }
 
 /** The first node that shows the subgraph `graph`, and its input that feeds the subgraph's input `slot`. */

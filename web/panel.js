@@ -12,10 +12,11 @@ export function addPanel(node, name, element, minHeight) {
     box.append(element)
     box.hidden = true
     let height = 0
-    const measure = () => {
+    new ResizeObserver(() => {
         if (element.offsetHeight) height = element.offsetHeight + 2 * MARGIN
-        return box.hidden ? 0 : (minHeight ?? height)
-    }
+        node.graph?.setDirtyCanvas(true, true)
+    }).observe(element)
+    const measure = () => (box.hidden ? 0 : (minHeight ?? height))
     const options = { serialize: false, margin: MARGIN, hideOnZoom: false, getMinHeight: measure }
     options.getMaxHeight = () => (minHeight && !box.hidden ? undefined : measure())
     node.addDOMWidget(`wan_${name}`, `wan_${name}`, box, options).serialize = false

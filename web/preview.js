@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js"
 import { nodeAt } from "./graph.js"
 import { addPanel } from "./panel.js"
-import { say } from "./text.js"
+import { clockTime, say } from "./text.js"
 
 const EVENT = "wan.preview"
 const HEIGHT = 200 // pixels of the picture and its words at least
@@ -81,12 +81,4 @@ class Player {
 
 function round(seconds) {
     return seconds.toFixed(seconds < 10 ? 2 : 1)
-}
-
-/** 3725 -> "1:02:05". */
-function clockTime(seconds) {
-    const whole = Math.round(seconds)
-    const parts = [Math.floor(whole / 60) % 60, whole % 60].map((part) => String(part).padStart(2, "0"))
-    const hours = Math.floor(whole / 3600)
-    return hours ? `${hours}:${parts.join(":")}` : parts.join(":").replace(/^0/, "")
 }

@@ -1,14 +1,28 @@
 // The pack in the editor. Every widget of it is a DOM element, so that both of the editor's node renderers show it.
 
+import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
+import * as notes from "./notes.js"
 import * as preview from "./preview.js"
+import * as server from "./server.js"
 
 app.registerExtension({
-    name: "wan.editor",
-    nodeCreated(node) {
-        if (node.comfyClass === "WanSampler") preview.playerOf(node)
-    },
+    name: "wanstream.editor",
     setup() {
         preview.listen()
+        api.addEventListener("graphChanged", notes.updateSoon)
+        api.addEventListener("execution_success", askAnew)
+        app.ui.settings.addEventListener("Comfy.Locale.change", notes.updateSoon)
     },
+    nodeCreated(node) {
+        notes.attach(node)
+        if (node.comfyClass === "WanSampler") preview.playerOf(node)
+    },
+    afterConfigureGraph: notes.updateSoon,
+    refreshComboInNodes: askAnew,
 })
+
+function askAnew() {
+    server.forget()
+    notes.updateSoon()
+}

@@ -1,0 +1,89 @@
+// What a node tells of its file, its clip or its run.
+
+import { fileOf, infoOf, loaderOf, makerOfLatent } from "./files.js"
+import { widgetValue } from "./graph.js"
+import { ask } from "./server.js"
+import { clockTime, say } from "./text.js"
+
+const GIB = 2 ** 30
+const STRIDE = 4 // frames of a latent frame
+const USUAL = { side_step: 16, frame_rate: 16 } // of clips whose VAE is not known: Wan 2.1's
+
+const FACTS = {
+    WanModelLoader: fileFacts,
+    WanVAELoader: fileFacts,
+    WanTextEncoderLoader: fileFacts,
+    WanClipVisionLoader: fileFacts,
+    WanConditioning: clipFacts,
+    WanVACE: clipFacts,
+    WanEmptyLatent: clipFacts,
+    WanSampler: runFacts,
+}
+
+/** Lines about `node` in the editor's language. */
+export async function factsOf(node) {
+    return (await FACTS[node.comfyClass]?.(node)) ?? []
+}
+
+/** `side_step` and `frame_rate` of the clips of the model whose VAE is connected to `node`. */
+export async function clipKind(node) {
+    const info = await infoOf(loaderOf(node, "vae"))
+    return info?.frame_rate ? info : USUAL
+}
+
+async function fileFacts(node) {
+    const info = await infoOf(node)
+    if (!info?.variant) return []
+    const size = gib(info.bytes)
+    if (!info.size) {
+        const lines = [say("part", info.variant, info.precision, size)]
+        return info.frame_rate ? [...lines, say("clip", info.frame_rate, info.side_step)] : lines
+    }
+    const needs = [info.text_encoder, info.clip_vision].filter(Boolean).join(", ")
+    return [say("dit", info.variant, info.size, info.precision, size), say("needs", info.vae, needs)]
+}
+
+async function clipFacts(node) {
+    const { side_step: step, frame_rate: fps } = await clipKind(node)
+    const [width, height, length] = ["width", "height", "length"].map((name) => widgetValue(node, name))
+    const lines = []
+    if (width && height) {
+        const sides = [width, height].map((side) => Math.floor(side / step) * step)
+        const whole = sides[0] === width && sides[1] === height
+        lines.push(whole ? say("size", ...sides) : say("snapped", ...sides, step))
+    }
+    if (length) {
+        const latents = Math.floor((length - 1) / STRIDE) + 1
+        const frames = (latents - 1) * STRIDE + 1
+        lines.push(say("length", frames, latents, (frames / fps).toFixed(2), fps))
+    }
+    return lines
+}
+
+async function runFacts(node) {
+    const found = await estimate(node)
+    if (!found) return []
+    const lines = [say("memory", found.device.split(" : ")[0], gib(found.peak), gib(found.free))]
+    if (found.offloaded) lines.push(say("offloaded", gib(found.offloaded)), say("ram", gib(found.ram), gib(found.ram_free)))
+    if (found.seconds != null) lines.push(say("time", clockTime(found.seconds)))
+    if (!found.fits) lines.push(say("tight"))
+    return lines
+}
+
+function estimate(node) {
+    const loader = loaderOf(node, "model")
+    const maker = makerOfLatent(node, "latent")
+    const model = fileOf(loader)
+    if (loader?.comfyClass !== "WanModelLoader" || !model || !maker) return null
+    const low = fileOf(loaderOf(node, "low_noise_model"))
+    const given = { model, weight_dtype: widgetValue(loader, "weight_dtype") }
+    if (low) given.low_noise_model = low
+    for (const name of ["width", "height", "length", "batch_size"]) given[name] = widgetValue(maker, name)
+    for (const name of ["steps", "guidance"]) given[name] = widgetValue(node, name)
+    return Object.values(given).includes(undefined) ? null : ask("estimate", given)
+}
+
+function gib(bytes) {
+    const size = bytes / GIB
+    return size.toFixed(size < 1 ? 2 : 1)
+}

@@ -1,0 +1,83 @@
+// The note under the widgets of each Wan node: what it works on, and what is wrong with that.
+
+import { factsOf } from "./facts.js"
+import { allNodes } from "./graph.js"
+import { addPanel } from "./panel.js"
+import { problemsOf } from "./problems.js"
+import { SizeMenu } from "./sizes.js"
+
+const SIZED = ["WanConditioning", "WanVACE", "WanEmptyLatent"]
+const NOTED = [
+    ...SIZED,
+    ...["WanModelLoader", "WanVAELoader", "WanTextEncoderLoader", "WanClipVisionLoader", "WanLoraLoader"],
+    ...["WanTextEncode", "WanSampler", "WanVAEDecode", "WanVAEDecodeToVideo"],
+]
+const PAUSE = 100 // milliseconds that changes are gathered for
+
+const notes = new WeakMap() // node -> its Note
+let timer
+
+/** Gives `node` its note, where it is one that has one, and keeps it up to date. */
+export function attach(node) {
+    if (!NOTED.includes(node.comfyClass)) return
+    notes.set(node, new Note(node))
+    for (const widget of node.widgets) {
+        const { callback } = widget
+        widget.callback = function () {
+            const result = callback?.apply(this, arguments)
+            updateSoon()
+            return result
+        }
+    }
+    const { onConnectionsChange } = node
+    node.onConnectionsChange = function () {
+        onConnectionsChange?.apply(this, arguments)
+        updateSoon()
+    }
+    updateSoon()
+}
+
+/** Brings every note up to date, once for all changes of a moment: what one node is set to concerns others. */
+export function updateSoon() {
+    clearTimeout(timer)
+    timer = setTimeout(() => {
+        for (const node of allNodes()) notes.get(node)?.update()
+    }, PAUSE)
+}
+
+class Note {
+    constructor(node) {
+        this.node = node
+        this.text = document.createElement("div")
+        const element = document.createElement("div")
+        element.style.cssText = "font-size: 11px; line-height: 1.4; color: var(--input-text); overflow-wrap: anywhere"
+        if (SIZED.includes(node.comfyClass)) {
+            this.menu = new SizeMenu(node)
+            element.append(this.menu.element)
+        }
+        element.append(this.text)
+        this.panel = addPanel(node, "note", element)
+        this.turn = 0
+    }
+
+    async update() {
+        const turn = ++this.turn
+        const [facts, problems] = await Promise.all([factsOf(this.node), problemsOf(this.node), this.menu?.update()])
+        if (turn !== this.turn) return // the graph has changed since
+        this.text.replaceChildren(...facts.map((text) => line("fact", text)), ...problems.map(problemLine))
+        this.panel.show(Boolean(this.menu || facts.length || problems.length))
+    }
+}
+
+function line(kind, text) {
+    const element = document.createElement("div")
+    element.className = `wan-${kind}`
+    element.textContent = text
+    return element
+}
+
+function problemLine(text) {
+    const element = line("problem", text)
+    element.style.cssText = "color: var(--error-text); border-left: 2px solid var(--error-text); padding-left: 4px"
+    return element
+}
