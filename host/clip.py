@@ -17,7 +17,7 @@ from comfy.text_encoders.spiece_tokenizer import SPieceTokenizer
 
 from ..wan_model import checkpoint, layouts
 from ..wan_model.configs import TEXT_LENGTH
-from . import encoder_files, packed
+from . import encoder_files, mapped, packed
 
 TOKENS = "umt5xxl"  # the host's name for the tokens of its Wan text encoder, at every size
 END = (1, 1.0)  # umT5's end-of-sentence token and its weight
@@ -46,6 +46,22 @@ def encode_prompt(clip: comfy.sd.CLIP, prompt: str, title: str) -> list:
     check_kind(TOKENS in tokens)
     tokens[TOKENS] = [_truncate(clip, row, title) for row in tokens[TOKENS]]
     return clip.encode_from_tokens_scheduled(tokens)
+
+
+def encode_prompts(clip: comfy.sd.CLIP, prompts: dict[str, str]) -> list[list]:
+    """CONDITIONINGs of `prompts` (by title), as `encode_prompt` gives them; then the encoder leaves the device.
+
+    `clip` remembers the last prompt of each title: only one that has changed is encoded again. Raises as
+    `encode_prompt`.
+    """
+    check_kind(clip is not None)
+    kept = vars(clip).setdefault("wan_prompts", {})
+    for title, prompt in prompts.items():
+        wanted = (prompt, clip.layer_idx, clip.patcher.patches_uuid)
+        if title not in kept or kept[title][0] != wanted:
+            kept[title] = (wanted, encode_prompt(clip, prompt, title))
+    mapped.leave_device(clip.patcher)
+    return [[[tokens, dict(entries)] for tokens, entries in kept[title][1]] for title in prompts]
 
 
 def check_kind(umt5: bool) -> None:

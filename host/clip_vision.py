@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from ..wan_model import checkpoint, layouts
-from . import encoder_files
+from . import encoder_files, mapped
 
 WIDTH = 1280  # channels of ViT-H/14, the only image encoder that Wan was trained with
 NARROWEST_OTHER = 768  # of the CLIP models in use; what is narrower is a small model for tests and demos
@@ -65,6 +65,7 @@ def encode(clip_vision: comfy.clip_vision.ClipVisionModel, pictures: list[torch.
     last, penultimate, embeds, projected = clip_vision.model(
         pixel_values=pixels.to(clip_vision.load_device), intermediate_output=-2
     )
+    mapped.leave_device(clip_vision.patcher)
     device = comfy.model_management.intermediate_device()
     output = comfy.clip_vision.Output()
     output["last_hidden_state"] = last.flatten(0, 1)[None].to(device)  # (N, L, C) -> (1, N L, C)

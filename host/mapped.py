@@ -1,4 +1,4 @@
-"""Weights that go home to their memory-mapped file when they leave the device, in place of a copy in RAM."""
+"""Weights that leave the device: at once after use, and home to their memory-mapped file in place of a copy in RAM."""
 
 from typing import NamedTuple
 
@@ -32,6 +32,13 @@ class MappedPatcher(comfy.model_patcher.ModelPatcher):
             return
         if key in getattr(self.model, "mapped", ()):
             self.backup[key] = Home(comfy.utils.get_attr(self.model, key).data)  # the parameter itself will move
+
+
+def leave_device(patcher) -> None:
+    """Takes the model of a host patcher off its device, where the host would leave it until memory is short."""
+    management = comfy.model_management
+    others = [m for m in management.current_loaded_models if m.model is None or m.model.model is not patcher.model]
+    management.free_memory(1e30, patcher.load_device, keep_loaded=others)
 
 
 def names(module: torch.nn.Module, state_dict: dict, prefix: str) -> frozenset[str]:

@@ -86,6 +86,4 @@ class WanTextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, positive, negative) -> io.NodeOutput:
-        return io.NodeOutput(
-            host_clip.encode_prompt(clip, positive, "positive"), host_clip.encode_prompt(clip, negative, "negative")
-        )
+        return io.NodeOutput(*host_clip.encode_prompts(clip, {"positive": positive, "negative": negative}))
