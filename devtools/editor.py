@@ -15,6 +15,7 @@ FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--mute-audio"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+PATIENCE = 120_000  # milliseconds, for a busy machine
 SIZE = {"width": 1600, "height": 1100}  # of the window, in pixels
 SETTINGS = {  # a first visit without its tour and its dialogs
     "Comfy.TutorialCompleted": True,
@@ -59,6 +60,7 @@ class Editor:
         self.page = page
         self.url = url
         self.errors: list[str] = []
+        page.set_default_timeout(PATIENCE)
         page.on("console", self._note)
         page.on("pageerror", lambda error: self._keep(f"{error} {error.stack}"))
 
@@ -66,7 +68,7 @@ class Editor:
         """Open the editor, with other `settings` than the usual, and wait until it has opened its first workflow."""
         self.page.request.post(f"{self.url}/settings", data=SETTINGS | (settings or {}))
         self.page.goto(self.url)
-        self.page.wait_for_function(READY, timeout=60_000)
+        self.page.wait_for_function(READY)
         self.page.locator(RUN_BUTTON).first.wait_for()
         self.page.evaluate(WATCH)
 

@@ -1,15 +1,25 @@
 """A real ComfyUI server with this pack, and a client of its API."""
 
+import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
-from devtools import host
+from devtools import demo, host
 from devtools.client import Client
 from devtools.server import Server
 from tiny import examples, random_weights
+
+LOADERS = {  # ComfyUI's to this pack's; the file is the first widget of each
+    "UNETLoader": "WanModelLoader",
+    "CLIPLoader": "WanTextEncoderLoader",
+    "VAELoader": "WanVAELoader",
+    "CLIPVisionLoader": "WanClipVisionLoader",
+}
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +58,20 @@ def client(server) -> Client:
 def object_info(server) -> dict:
     """What the server says of its nodes."""
     return Client(server.url).get("/object_info")
+
+
+@pytest.fixture(scope="session")
+def migrated(server) -> Callable[[str], dict]:
+    """Function from the name of one of ComfyUI's own Wan templates to it, with this pack's loaders and demo files."""
+
+    def load(name: str) -> dict:
+        with urlopen(f"{server.url}/templates/{name}.json") as reply:
+            workflow = json.load(reply)
+        for node in workflow["nodes"]:
+            if node["type"] in LOADERS:
+                node |= {"type": LOADERS[node["type"]], "inputs": [], "widgets_values": node["widgets_values"][:1]}
+            if node["type"] == "LoadImage":
+                node["widgets_values"][0] = examples.FILES[0]
+        return demo.with_demo_files(workflow)
+
+    return load

@@ -51,6 +51,7 @@ def pick(page, words: str, title: str) -> None:
     """Find a node in the search and put it onto the canvas."""
     count = page.evaluate("app.graph._nodes.length")
     page.mouse.dblclick(1000, 900)
+    page.wait_for_function("document.activeElement?.tagName === 'INPUT'")
     page.keyboard.type(words)
     page.get_by_text(title, exact=True).first.wait_for()
     page.keyboard.press("Enter")
