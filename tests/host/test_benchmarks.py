@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "vae.py"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.mark.slow
@@ -16,7 +16,7 @@ def test_vae_quick(tmp_path):
     page = tmp_path / "results.md"
     mine, other = "<!-- begin vae quick cpu -->\nSTALE\n<!-- end vae quick cpu -->\n", "## Another\n"
     page.write_text(mine + other, encoding="utf-8")
-    subprocess.run([sys.executable, str(SCRIPT), "--quick", "--page", str(page)], check=True)
+    subprocess.run([sys.executable, str(BENCHMARKS / "vae.py"), "--quick", "--page", str(page)], check=True)
     text = page.read_text(encoding="utf-8")
     assert text.endswith(other)
     assert "STALE" not in text
@@ -27,3 +27,15 @@ def test_vae_quick(tmp_path):
     for row in exact:
         case = row[0] or case
         assert float(row[7]) < (0.1 if "bfloat16" in case else 1e-5), row
+
+
+@pytest.mark.slow
+def test_end_to_end_quick(tmp_path):
+    page = tmp_path / "results.md"
+    command = [sys.executable, str(BENCHMARKS / "end_to_end.py"), "--quick", "--page", str(page)]
+    subprocess.run(command, check=True)
+    rows = [re.split(r" *\| *", line)[1:-1] for line in page.read_text().splitlines() if line.startswith("|")]
+    assert [row[1] for row in rows[2:]] == ["ours", "ComfyUI"]
+    for _, _, loading, first, step, decode, whole, memory in rows[2:]:
+        assert 0 < float(loading) < float(first) and float(memory) > 0.1
+        assert float(first) + float(step) + float(decode) <= 1.01 * float(whole)
