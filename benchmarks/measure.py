@@ -45,8 +45,10 @@ class Traced:
     moved: int
 
 
-def median_seconds(runs: dict[str, Run], rounds: int, budget: float) -> tuple[dict[str, float], int]:
-    """Median time of each run, and how many rounds there were.
+def median_seconds(
+    runs: dict[str, Run], rounds: int, budget: float, clock: Callable[[], float] = time.perf_counter
+) -> tuple[dict[str, float], int]:
+    """Median time of each run on `clock`, and how many rounds there were.
 
     They take turns, so that what else the machine does hits all alike; no round begins after `budget` seconds.
     """
@@ -54,18 +56,18 @@ def median_seconds(runs: dict[str, Run], rounds: int, budget: float) -> tuple[di
     start, done = time.perf_counter(), 0
     while done == 0 or (done < rounds and time.perf_counter() - start < budget):
         for name, run in runs.items():
-            times[name].append(seconds(run))
+            times[name].append(seconds(run, clock))
         done += 1
     return {name: statistics.median(taken) for name, taken in times.items()}, done
 
 
-def seconds(run: Run) -> float:
-    """Time of one run, with the device's queue empty before and after."""
+def seconds(run: Run, clock: Callable[[], float]) -> float:
+    """Time of one run on `clock`, with the device's queue empty before and after."""
     synchronize()
-    start = time.perf_counter()
+    start = clock()
     run()
     synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def synchronize() -> None:

@@ -135,6 +135,8 @@ def block_runner(transformer_options, latent):
     replacements = transformer_options.get("patches_replace", {}).get("dit", {})
 
     def run(block, x, inputs):
+        if "attn2_patch" not in patches:
+            return block(x, inputs)  # as a whole, which may be compiled
         x = block.attend_context(block.attend(x, inputs), inputs)
         for patch in patches.get("attn2_patch", ()):
             x = patch({"x": x, "transformer_options": transformer_options})
