@@ -139,12 +139,16 @@ class HostVAE(comfy.sd.VAE):
             image = self.process_output(chunk.to(device=self.output_device, dtype=self.vae_output_dtype(), copy=True))
             yield image.permute(0, 2, 3, 4, 1)
 
-    def encode_chunks(self, chunks, shape, tile=AUTO) -> Iterator[torch.Tensor]:
-        """Latents (B, C, 1, h, w) over time of `chunks` (B, 3, t, H, W) in [0, 1], whose whole is of `shape`."""
+    def encode_chunks(self, chunks, shape, tile=AUTO, expected=1) -> Iterator[torch.Tensor]:
+        """Latents (B, C, 1, h, w) over time of `chunks` (B, 3, t, H, W) in [0, 1], whose whole is of `shape`.
+
+        Where the number of frames is not known before the end, it is None in `shape`, and progress is told as of
+        `expected` frames.
+        """
         placed = (self.process_input(chunk).to(device=self.device, dtype=self.encode_dtype) for chunk in chunks)
         stream = self.first_stage_model.encode_stream(
             placed,
-            on_step=StepProgress(geometry.latent_frames(shape[2])),
+            on_step=StepProgress(geometry.latent_frames(shape[2] or expected)),
             **self.prepare(shape, tile, self.encode_dtype, plan_encode, fit_encode),
         )
         for latent in resumed(stream):

@@ -62,8 +62,8 @@ def encode(vae, video: Input.Video, tile) -> torch.Tensor:
     first = next(chunks, None)
     if first is None:
         raise ValueError("The video has 0 frames and a clip needs 1 or more: choose another video.")
-    shape = (1, 3, expected, *first.shape[-2:])
-    return torch.cat(list(vae.encode_chunks(chain([first], chunks), shape, tile)), dim=2)
+    shape = (1, 3, None, *first.shape[-2:])
+    return torch.cat(list(vae.encode_chunks(chain([first], chunks), shape, tile, expected)), dim=2)
 
 
 def frames_of(video: Input.Video) -> Iterator[torch.Tensor]:

@@ -3,13 +3,14 @@
 Every layer here is a block with the same methods, so that a stream can walk a list of them and a plan can add up
 what they cost without running them:
 
-    reads(out)            the Region of its input that it needs to make the Region `out` of its output
-    step(x, cache, out)   (y, new cache): x (B, C, T, H, W) covers reads(out), y covers out
-    holds(out)            the Regions that the tensors of its cache cover, in the cache's order
-    cost(out, t)          the `Cost` of one step of t frames, not the first, per sample
+    reads(out)                  the Region of its input that it needs to make the Region `out` of its output
+    step(x, cache, out, keep)   (y, new cache): x (B, C, T, H, W) covers reads(out), y covers out
+    holds(out)                  the Regions that the tensors of its cache cover, in the cache's order
+    cost(out, chunk)            the `Cost` of the step that takes this `Chunk`, per sample
 
 A cache is None before the first frame, else a tuple of tensors; it is never changed, only replaced, so a step that
-fails can be run again. Time runs in order: one frame first, then any number of frames per step.
+fails can be run again. Without `keep` no step follows, and the new cache is None. Time runs in order: one frame first,
+then any number of frames per step.
 
 Follows `wan/modules/vae.py` of Wan 2.1, whose parameter names are kept.
 """
@@ -26,8 +27,22 @@ from .region import Region, Span
 
 ATTENTION_SCORES = 2**26
 HISTORY = 2  # frames that a convolution of temporal kernel 3 looks back
+WORTH_FOLDING = 512  # pixels: on two CPU cores about where the two ways of `_Upsampled` take the same time
 
 Cache = tuple[torch.Tensor, ...] | None
+
+
+class Chunk(NamedTuple):
+    """What enters a block in one step: so many frames of a clip, and whether they are its first (one frame) or last."""
+
+    frames: int
+    first: bool
+    last: bool
+
+    @property
+    def kept(self) -> int:
+        """Frames that a convolution keeps for the next step."""
+        return 0 if self.last else 1 if self.first else HISTORY
 
 
 class Cost(NamedTuple):
@@ -64,29 +79,30 @@ class _Causal:
     def holds(self, out: Region) -> tuple[Region, ...]:
         return (self.reads(out),) if self.kernel_size[0] == 3 else ()
 
-    def cost(self, out: Region, t: int) -> Cost:
-        source, cin, cout = self.reads(out), self.in_channels, self.out_channels
-        frames = t // self.stride[0]
-        work = cin * cout * math.prod(self.kernel_size) * out.area * frames
-        deep = self.kernel_size[0] == 3
-        kept = HISTORY * cin * source.area if deep else 0
-        buffer = cin * (HISTORY + t) * self.padded(out) if deep else 0
+    def cost(self, out: Region, chunk: Chunk) -> Cost:
+        source, cin, cout, frames = self.reads(out), self.in_channels, self.out_channels, chunk.frames
         made = cout * frames * out.area
-        return Cost(work, cin * t * source.area + buffer + kept + made, kept, made, frames)
+        work = cin * made * math.prod(self.kernel_size[1:])
+        if self.kernel_size[0] == 1:
+            return Cost(work, cin * frames * source.area + made, 0, made, frames)
+        kept = chunk.kept * cin * source.area
+        buffer = cin * (frames if chunk.first else HISTORY + frames) * self.padded(out)
+        work *= 1 if chunk.first else self.kernel_size[0]
+        return Cost(work, cin * frames * source.area + buffer + kept + made, kept, made, frames)
 
     def padded(self, out: Region) -> int:
         """Pixels of the input with its border of zeros."""
         return bordered(self.reads(out), out.edges()) if self.kernel_size[1] == 3 else out.area
 
-    def step(self, x: torch.Tensor, cache: Cache, out: Region):
+    def step(self, x: torch.Tensor, cache: Cache, out: Region, keep: bool):
         if self.kernel_size == (1, 1, 1):
             return self(x), ()
-        buffer, cache = self.gather(x, cache, out)
+        buffer, cache = self.gather(x, cache, out, keep)
         return self(buffer), cache
 
-    def gather(self, x: torch.Tensor, cache: Cache, out: Region, norm: "RMSNorm | None" = None):
+    def gather(self, x: torch.Tensor, cache: Cache, out: Region, keep: bool, norm: "RMSNorm | None" = None):
         """This convolution's whole input in one tensor: cached frames, then x (through `norm` and SiLU where given),
-        zeros around them where the frame ends; and the cache for the next step.
+        zeros around them where the frame ends; and the cache for the next step where one follows.
         """
         history = 0 if cache is None else HISTORY
         pads = out.edges() if self.kernel_size[1] == 3 else (0, 0, 0, 0)
@@ -99,7 +115,7 @@ class _Causal:
             frames[:, :, history:] = x
         else:
             norm.activate(x, frames[:, :, history:])
-        return buffer, (frames[:, :, -HISTORY:].clone(),)
+        return buffer, (frames[:, :, -HISTORY:].clone(),) if keep else None
 
 
 def bordered(inside: Region, pads: tuple[int, int, int, int]) -> int:
@@ -175,30 +191,30 @@ class ResidualBlock(nn.Module):
     def holds(self, out: Region) -> tuple[Region, ...]:
         return out.around().around(), out.around()
 
-    def cost(self, out: Region, t: int) -> Cost:
+    def cost(self, out: Region, chunk: Chunk) -> Cost:
         conv1, conv2 = self.residual[2], self.residual[6]
         middle = out.around()
-        cin, cout, source = conv1.in_channels, conv1.out_channels, middle.around()
-        first, second = conv1.cost(middle, t), conv2.cost(out, t)
-        shortcut = 0 if cin == cout else cin * cout * out.area * t
-        x = cin * t * source.area
-        added = 0 if cin == cout else cout * t * out.area
-        live = max(first.live, x + first.kept + second.live, x + first.kept + second.kept + second.made + added)
-        return Cost(first.work + second.work + shortcut, live, first.kept + second.kept, second.made, t)
+        cin, cout, frames = conv1.in_channels, conv1.out_channels, chunk.frames
+        first, second = conv1.cost(middle, chunk), conv2.cost(out, chunk)
+        made, kept = second.made, first.kept + second.kept
+        added = 0 if cin == cout else made
+        held = cin * frames * middle.around().area + first.kept  # x and the first cache, while the second is made
+        live = max(first.live, held + second.live - made, held + second.kept + made + added)
+        return Cost(first.work + second.work + cin * added, live, kept, made, frames)
 
-    def step(self, x: torch.Tensor, cache: Cache, out: Region):
+    def step(self, x: torch.Tensor, cache: Cache, out: Region, keep: bool):
         norm1, _, conv1, norm2, _, _, conv2 = self.residual
         middle = out.around()
         first, second = (None, None) if cache is None else (cache[:1], cache[1:])
-        buffer, first = conv1.gather(x, first, middle, norm1)
+        buffer, first = conv1.gather(x, first, middle, keep, norm1)
         h = conv1(buffer)
         del buffer  # large, and not needed while the next one is made
-        buffer, second = conv2.gather(h, second, out, norm2)
+        buffer, second = conv2.gather(h, second, out, keep, norm2)
         del h
         h = conv2(buffer)
         del buffer
         h += self.shortcut(middle.around().crop(x, out))
-        return h, first + second
+        return h, first + second if keep else None
 
 
 class Head(nn.Sequential):
@@ -213,12 +229,12 @@ class Head(nn.Sequential):
     def holds(self, out: Region) -> tuple[Region, ...]:
         return self[2].holds(out)
 
-    def cost(self, out: Region, t: int) -> Cost:
-        return self[2].cost(out, t)
+    def cost(self, out: Region, chunk: Chunk) -> Cost:
+        return self[2].cost(out, chunk)
 
-    def step(self, x: torch.Tensor, cache: Cache, out: Region):
+    def step(self, x: torch.Tensor, cache: Cache, out: Region, keep: bool):
         norm, _, conv = self
-        buffer, cache = conv.gather(x, cache, out, norm)
+        buffer, cache = conv.gather(x, cache, out, keep, norm)
         return conv(buffer), cache
 
 
@@ -237,13 +253,14 @@ class AttentionBlock(nn.Module):
     def holds(self, out: Region) -> tuple[Region, ...]:
         return ()
 
-    def cost(self, out: Region, t: int) -> Cost:
+    def cost(self, out: Region, chunk: Chunk) -> Cost:
         c, pixels = self.proj.in_channels, out.area
-        made = c * t * pixels
-        work = 4 * c * c * t * pixels + 2 * c * t * pixels**2
-        return Cost(work, 6 * made, 0, made, t)  # x; queries, keys and values; their result before and after `proj`
+        made = c * chunk.frames * pixels
+        work = 4 * c * made + 2 * made * pixels
+        live = 6 * made  # x; queries, keys and values; their result before and after `proj`
+        return Cost(work, live, 0, made, chunk.frames)
 
-    def step(self, x: torch.Tensor, cache: Cache, out: Region):
+    def step(self, x: torch.Tensor, cache: Cache, out: Region, keep: bool):
         b, _, _, h, w = x.shape
         qkv = self.to_qkv(self.norm(images(x)))
         q, k, v = qkv.flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)  # (B T, 1, H W, C) each, one head
@@ -263,21 +280,33 @@ def videos(x: torch.Tensor, batch: int) -> torch.Tensor:
     return x.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
-class _Phases:
+class _Upsampled:
     """Mixin over a namespace's 2-D convolution: a 3x3 convolution of the nearest-neighbour upsampled input.
 
     Each of the four pixels made from one sees only 2x2 different pixels, so four 2x2 convolutions of the small input
-    give the same result with 4/9 of the work and without the large input.
+    give the same result with 4/9 of the work and without the large input. Summing the weights for them costs as much
+    for a few pixels as for many, and for too few it is not worth it.
     """
 
     def _conv_forward(self, x, weight, bias, *args, **kwargs):
         """x (N, C, H, W) to (N, cout, 2 H - 2, 2 W - 2): every output whose inputs are all there."""
-        taps = weight.permute(0, 2, 3, 1)  # (O, 3, 3, C)
-        phases = _pairs(_pairs(taps, 2), 2)  # columns: (2, O, 3, 2, C); then rows: (2, 2, O, 2, 2, C)
-        phases = phases.flatten(0, 2).permute(0, 3, 1, 2)  # (4 O, C, 2, 2)
-        y = F.conv2d(x, phases, None if bias is None else bias.repeat(4))
+        if not folds(x.shape[0] * x.shape[2] * x.shape[3]):
+            return F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, bias)
+        y = F.conv2d(x, _phases(weight), None if bias is None else bias.repeat(4))
         y = y.permute(0, 2, 3, 1).unflatten(3, (2, 2, -1)).transpose(2, 3)  # (N, H, 2, W, 2, O)
         return y.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)  # (N, O, 2 H, 2 W), channels innermost in memory
+
+
+def folds(pixels: int) -> bool:
+    """Whether summing the weights pays for an input of so many pixels, those of all frames and borders together."""
+    return pixels >= WORTH_FOLDING
+
+
+def _phases(weight: torch.Tensor) -> torch.Tensor:
+    """The weights (O, C, 3, 3) summed to those (4 O, C, 2, 2) of the four phases."""
+    taps = weight.permute(0, 2, 3, 1)  # (O, 3, 3, C)
+    phases = _pairs(_pairs(taps, 2), 2)  # columns: (2, O, 3, 2, C); then rows: (2, 2, O, 2, 2, C)
+    return phases.flatten(0, 2).permute(0, 3, 1, 2)
 
 
 def _pairs(taps: torch.Tensor, axis: int) -> torch.Tensor:
@@ -297,7 +326,7 @@ class Upsample(nn.Module):
 
     def __init__(self, ops, cin: int, cout: int, time: bool):
         super().__init__()
-        self.resample = nn.Sequential(nn.Identity(), _mixed(_Phases, ops.Conv2d)(cin, cout, 3))
+        self.resample = nn.Sequential(nn.Identity(), _mixed(_Upsampled, ops.Conv2d)(cin, cout, 3))
         self.time_conv = causal_conv3d(ops, cin, 2 * cin, (3, 1, 1)) if time else None
 
     def reads(self, out: Region) -> Region:
@@ -306,25 +335,31 @@ class Upsample(nn.Module):
     def holds(self, out: Region) -> tuple[Region, ...]:
         return () if self.time_conv is None else (self.reads(out),)
 
-    def cost(self, out: Region, t: int) -> Cost:
+    def cost(self, out: Region, chunk: Chunk) -> Cost:
         source, conv = self.reads(out), self.resample[1]
-        cin, x = conv.in_channels, conv.in_channels * t * source.area
-        deep = Cost(0, 0, 0, 0, t) if self.time_conv is None else self.time_conv.cost(source, t)
-        frames = t if self.time_conv is None else 2 * t
-        whole = cin * frames * bordered(source, out.edges())
-        made = conv.out_channels * frames * _made(source, out).area
-        live = max(deep.live, x + deep.kept + deep.made + whole, x + deep.kept + whole + 2 * made)
-        work = deep.work + 4 * cin * made
-        return Cost(work, live, deep.kept, made, frames)
+        cin, cout, frames = conv.in_channels, conv.out_channels, chunk.frames
+        x, deep = cin * frames * source.area, Cost(0, 0, 0, 0, frames)
+        if self.time_conv is not None and not chunk.first:
+            deep, frames = self.time_conv.cost(source, chunk), 2 * frames
+        pixels = frames * bordered(source, out.edges())
+        whole, made = cin * pixels, cout * frames * _made(source, out).area
+        if folds(pixels):
+            work, weight = 4 * cin * made, cin * cout
+            # the weights summed over columns, 12 taps, stand beside the whole sums, 16; the result is laid out anew
+            scratch = max(28 * weight, 16 * weight + made, 2 * made)
+        else:
+            work, scratch = 9 * cin * made, 4 * whole + made
+        live = max(deep.live, x + deep.kept + whole + max(deep.made, scratch))
+        return Cost(deep.work + work, live, deep.kept, made, frames)
 
-    def step(self, x: torch.Tensor, cache: Cache, out: Region):
+    def step(self, x: torch.Tensor, cache: Cache, out: Region, keep: bool):
         source = self.reads(out)
         if self.time_conv is None or cache is None:  # a first frame stays one frame, and later ones do not see it
             cache = () if self.time_conv is None else (x[:, :, :0].clone(),)
             whole, inside = room(x, x.shape[2], out.edges())
             inside.copy_(x)
         else:
-            pairs, cache = self.time_conv.step(x, cache, source)  # (B, 2 C, T, H, W)
+            pairs, cache = self.time_conv.step(x, cache, source, keep)  # (B, 2 C, T, H, W)
             whole, inside = room(x, 2 * x.shape[2], out.edges())
             inside[:, :, 0::2], inside[:, :, 1::2] = pairs.chunk(2, dim=1)
             del pairs
@@ -354,20 +389,22 @@ class Downsample(nn.Module):
     def holds(self, out: Region) -> tuple[Region, ...]:
         return () if self.time_conv is None else (out,)
 
-    def cost(self, out: Region, t: int) -> Cost:
-        source, dim = self.reads(out), self.resample[1].in_channels
+    def cost(self, out: Region, chunk: Chunk) -> Cost:
+        source, dim, frames = self.reads(out), self.resample[1].in_channels, chunk.frames
         _, right, _, bottom = out.edges()
-        x, whole = dim * t * source.area, dim * t * bordered(source, (0, right, 0, bottom))
-        y = dim * t * out.area
-        work = 9 * dim * y
+        x, whole = dim * frames * source.area, dim * frames * bordered(source, (0, right, 0, bottom))
+        one = dim * out.area  # a frame of the result
+        y = frames * one
+        work, live = 9 * dim * y, x + whole + y
         if self.time_conv is None:
-            return Cost(work, x + whole + y, 0, y, t)
-        kept = dim * out.area
+            return Cost(work, live, 0, y, frames)
+        kept = 0 if chunk.last else one
+        if chunk.first:
+            return Cost(work, max(live, x + y + kept), kept, y, frames)
         made = y // 2
-        live = max(x + whole + y, x + 2 * y + 2 * kept + made)
-        return Cost(work + 3 * dim * made, live, kept, made, t // 2)
+        return Cost(work + 3 * dim * made, max(live, x + 2 * y + one + kept + made), kept, made, frames // 2)
 
-    def step(self, x: torch.Tensor, cache: Cache, out: Region):
+    def step(self, x: torch.Tensor, cache: Cache, out: Region, keep: bool):
         _, right, _, bottom = out.edges()
         whole, inside = room(x, x.shape[2], (0, right, 0, bottom))
         inside.copy_(x)
@@ -375,7 +412,7 @@ class Downsample(nn.Module):
         del whole, inside
         if self.time_conv is None:
             return y, ()
-        last = (y[:, :, -1:].clone(),)
+        last = (y[:, :, -1:].clone(),) if keep else None
         return (y if cache is None else self.time_conv(torch.cat([cache[0], y], dim=2))), last
 
 
@@ -392,11 +429,11 @@ class Means(nn.Module):
     def holds(self, out: Region) -> tuple[Region, ...]:
         return ()
 
-    def cost(self, out: Region, t: int) -> Cost:
-        made = self.channels * t * out.area
-        return Cost(0, 2 * made, 0, 2 * made, t)
+    def cost(self, out: Region, chunk: Chunk) -> Cost:
+        both = 2 * self.channels * chunk.frames * out.area
+        return Cost(0, both, 0, both, chunk.frames)
 
-    def step(self, x: torch.Tensor, cache: Cache, out: Region):
+    def step(self, x: torch.Tensor, cache: Cache, out: Region, keep: bool):
         return x[:, : self.channels], ()
 
 

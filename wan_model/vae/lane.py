@@ -59,13 +59,13 @@ class Lane:
         return self._x is not None
 
     def _drop(self) -> None:
-        self._at, self._x, self._skip = 0, None, None
+        self._at, self._x, self._skip, self._last = 0, None, None, False
         self._strips: tuple[torch.Tensor, ...] = ()  # of this chunk, still to pass the blocks from `strip_at` on
         self.ahead = 0  # frames of this chunk that were handed over
 
-    def start(self, x: torch.Tensor) -> None:
-        """Take the next chunk: x (B, C, T, H, W) on `reads`."""
-        self._x = x
+    def start(self, x: torch.Tensor, last: bool) -> None:
+        """Take the next chunk: x (B, C, T, H, W) on `reads`. After the `last` one no caches are left."""
+        self._x, self._last = x, last
 
     def run(self) -> torch.Tensor:
         """Bring the chunk, or the next strip of it, to the end of the blocks: (B, C, t, H, W) on `out`.
@@ -86,7 +86,7 @@ class Lane:
             elif isinstance(block, Fork):
                 skip, cache = (self._at, x), ()
             else:
-                x, cache = block.step(x, cache, out)
+                x, cache = block.step(x, cache, out, keep=not self._last or bool(self._strips))
             self._x, self._skip, self.caches[self._at] = x, skip, cache
             self._at += 1
         return self._x
@@ -112,7 +112,7 @@ class Lane:
 
     def _part(self, out: Region) -> "Lane":
         part = Lane(self.blocks, out)
-        part.done, part.ahead, part._at = self.done, self.ahead, self._at
+        part.done, part.ahead, part._at, part._last = self.done, self.ahead, self._at, self._last
         for i, block in enumerate(self.blocks):
             if self.caches[i] is not None:
                 held = zip(
@@ -127,10 +127,6 @@ class Lane:
                 at, x = self._skip
                 part._skip = at, self.regions[at].crop(x, part.regions[at])
         return part
-
-    def forget(self) -> None:
-        """Drop the caches: no chunk follows."""
-        self.caches = [None] * len(self.blocks)
 
     def move_caches(self, device: torch.device) -> None:
         """Park the caches on `device`, or bring them back."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ..configs import TIME_STRIDE, VAEConfig
+from ..geometry import latent_frames
 from . import vae21, vae22
 from .causal import Downsample, Means, causal_conv3d
 from .stream import Regroup, Stream
@@ -110,7 +111,7 @@ class WanVAE(nn.Module):
                 f"This VAE (Wan {self.config.version}) encodes video (B, 3, T, H, W) whose sides are multiples of "
                 f"{stride}, but got {tuple(first.shape)}: crop or resize it."
             )
-        plan = encode_plan(self, first.shape, tile, first.element_size())
+        plan = encode_plan(self, (first.shape[0], 3, None, height, width), tile, first.element_size())
         sources = Regroup(chain([first], pieces))
         return Stream(sources, self.encode_blocks(), plan, device=device or first.device, park=park, on_step=on_step)
 
@@ -137,14 +138,18 @@ def decode_plan(vae: WanVAE, shape: Sequence[int], tile: tuple[int, int] | None,
     """The plan of decoding a latent of `shape` (B, C, F, H, W) in tiles of (height, width) pixels."""
     stride = vae.config.stride
     cores = cut(shape[3] * stride, shape[4] * stride, latent_tile(tile, stride), stride)
-    return tile_plan(vae.decode_blocks(), cores, stride, stride, 1, itemsize * shape[0])
+    return tile_plan(vae.decode_blocks(), cores, stride, stride, 1, shape[2], itemsize * shape[0])
 
 
-def encode_plan(vae: WanVAE, shape: Sequence[int], tile: tuple[int, int] | None, itemsize: int) -> TilePlan:
-    """The plan of encoding a video of `shape` (B, 3, T, H, W) in tiles of (height, width) pixels."""
+def encode_plan(vae: WanVAE, shape: Sequence[int | None], tile: tuple[int, int] | None, itemsize: int) -> TilePlan:
+    """The plan of encoding a video of `shape` (B, 3, T, H, W) in tiles of (height, width) pixels.
+
+    T is None where the length is not known before the end.
+    """
     stride = vae.config.stride
     cores = cut(shape[3] // stride, shape[4] // stride, latent_tile(tile, stride), 1)
-    return tile_plan(vae.encode_blocks(), cores, 1, stride, TIME_STRIDE, itemsize * shape[0])
+    length = None if shape[2] is None else latent_frames(shape[2])
+    return tile_plan(vae.encode_blocks(), cores, 1, stride, TIME_STRIDE, length, itemsize * shape[0])
 
 
 def make_vae(config: VAEConfig, *, ops=torch.nn, dtype=None, device=None) -> WanVAE:
@@ -152,11 +157,11 @@ def make_vae(config: VAEConfig, *, ops=torch.nn, dtype=None, device=None) -> Wan
     with torch.device(device or "cpu"):
         vae = WanVAE(config, ops)
     for weight in vae.parameters():
-        weight.data = _innermost(weight.data)
+        weight.data = innermost(weight.data)
     return vae.to(dtype=dtype).requires_grad_(False).eval()
 
 
-def _innermost(weight: torch.Tensor) -> torch.Tensor:
+def innermost(weight: torch.Tensor) -> torch.Tensor:
     """A convolution's weight with its input channels innermost in memory, as the blocks keep their activations."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return weight.contiguous(memory_format=formats.get(weight.ndim, torch.contiguous_format))
@@ -177,7 +182,7 @@ def build_vae(state_dict: dict[str, torch.Tensor], *, ops=torch.nn, dtype=None, 
         if names:
             listed = ", ".join(sorted(names)[:3])
             raise ValueError(f"This Wan {vae.config.version} VAE file {problem} {len(names)} weights: {listed} ...")
-    weights = {name: _innermost(x.to(device=device, dtype=dtype)) for name, x in state_dict.items()}
+    weights = {name: innermost(x.to(device=device, dtype=dtype)) for name, x in state_dict.items()}
     vae.load_state_dict(weights, assign=True)
     return vae
 

@@ -23,7 +23,8 @@ def plan_decode(config: VAEConfig, latent_shape: Sequence[int], tile: Tile, item
 def plan_encode(config: VAEConfig, video_shape: Sequence[int], tile: Tile, itemsize: int | torch.dtype) -> TilePlan:
     """The plan of encoding a video (B, 3, T, H, W) in tiles of (height, width) pixels, or None for whole frames.
 
-    itemsize: bytes in a number, or the dtype. Raises ValueError where the tile is too small.
+    T is None where the length is not known before the end. itemsize: bytes in a number, or the dtype. Raises ValueError
+    where the tile is too small.
     """
     return encode_plan(_weightless(config), video_shape, tile, _bytes(itemsize))
 

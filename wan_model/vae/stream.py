@@ -98,7 +98,7 @@ class Stream:
                 chunk = self._pull()
                 if chunk is None:
                     break
-                self._before.start(chunk)
+                self._before.start(chunk, self._exhausted)
             self._middle.append(self._before.run())
             self._before.advance()
         self._rest(self._before)
@@ -114,10 +114,8 @@ class Stream:
         return chunk
 
     def _rest(self, lane: Lane) -> None:
-        """Park the caches of a lane that has done its part of the window, or drop them after the last window."""
-        if self._exhausted:
-            lane.forget()
-        elif lane is self._before or len(self._tiles) > 1:
+        """Park the caches of a lane that has done its part of the window."""
+        if lane is self._before or len(self._tiles) > 1:
             lane.move_caches(self.park)
 
     def _run_tile(self, tile: Lane) -> None:
@@ -128,7 +126,7 @@ class Stream:
             k = tile.done
             if not tile.busy:
                 x = self._before.out.crop(self._middle[k], tile.reads)
-                tile.start(x.to(self.device))
+                tile.start(x.to(self.device), self._exhausted and k == len(self._middle) - 1)
             self._put(k, tile, tile.run())
             tile.advance()
             if tile.busy:
@@ -155,7 +153,8 @@ class Stream:
         self._after.move_caches(self.device)
         while self._after.done < len(self._output):
             if not self._after.busy:
-                self._after.start(self._output[self._after.done])
+                k = self._after.done
+                self._after.start(self._output[k], self._exhausted and k == len(self._output) - 1)
             y = self._after.run()
             self._after.advance()
             self._ready.append(y)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from .causal import Chunk
 from .lane import STRIP, last_doubling, regions
 from .region import Region, Span
 from .vae22 import Fork, Join
@@ -54,67 +55,128 @@ class TilePlan:
 
 
 class LaneCost(NamedTuple):
-    """A lane's work per latent frame, and the numbers it holds: all caches, at most besides, and in its result."""
+    """What one chunk of a clip takes on its way through a lane, in multiplications and in numbers held.
+
+    live: held at the worst moment, caches and the chunk itself included. kept: all caches after it. made: its result.
+    """
 
     work: int
-    kept: int
     live: int
+    kept: int
     made: int
 
 
-def lane_cost(blocks: Sequence, out: Region, frames: int) -> LaneCost:
-    """Add up the blocks of one lane for one latent frame, not the first, that enters as `frames` frames."""
+Costs = Sequence[LaneCost]  # of a clip's first chunks
+
+
+def clip(frames: int, length: int | None) -> list[Chunk]:
+    """The chunks of a clip of `length` latent frames that differ in cost: from the third on, only the last does.
+
+    frames: in each chunk but the first. length: None where it is not known, and taken to be long.
+    """
+    count = 4 if length is None else min(max(length, 1), 4)
+    return [Chunk(frames if k else 1, first=k == 0, last=k == count - 1) for k in range(count)]
+
+
+def lane_costs(blocks: Sequence, out: Region, chunks: Sequence[Chunk]) -> Costs:
+    """What each of `chunks`, the first of a clip, takes on its way through a lane."""
+    costs, caches = [], [0] * len(blocks)
+    for chunk in chunks:
+        cost, caches = _lane_cost(blocks, out, chunk, caches)
+        costs.append(cost)
+    return costs
+
+
+def _lane_cost(blocks: Sequence, out: Region, chunk: Chunk, caches: Sequence[int]) -> tuple[LaneCost, list[int]]:
+    """Add up the blocks of one lane, whose caches hold `caches` numbers before; also what they hold after it."""
     needed, strip_at = regions(blocks, out), last_doubling(blocks)
-    work = kept = live = made = saved = waiting = 0
-    passes = 1
+    work = live = made = saved = waiting = 0
+    held, after, passes = sum(caches), [], 1
     for i, block in enumerate(blocks):
-        if i == strip_at > 0 and frames > STRIP:
-            passes = frames // STRIP
-            waiting, frames = made // frames * (frames - STRIP), STRIP
+        if i == strip_at > 0 and chunk.frames > STRIP:
+            passes = chunk.frames // STRIP
+            waiting = made // chunk.frames * (chunk.frames - STRIP)
+            chunk = chunk._replace(frames=STRIP, last=False)  # another strip follows
         if isinstance(block, Fork) and not isinstance(block, Join):
-            saved = made
-            continue
-        cost = block.cost(needed[i + 1], frames)
-        live = max(live, cost.live + saved + waiting)
-        if isinstance(block, Join):
-            saved = 0
-        work, kept, made, frames = work + cost.work * passes, kept + cost.kept, cost.made, cost.frames
-    return LaneCost(work, kept, live, made * passes)
+            saved, kept = made, 0
+        else:
+            cost = block.cost(needed[i + 1], chunk)
+            live = max(live, held + cost.live + saved + waiting)
+            if isinstance(block, Join):
+                saved = 0
+            work += cost.work * passes
+            kept, made, chunk = cost.kept, cost.made, chunk._replace(frames=cost.frames)
+        held += kept - caches[i]
+        after.append(kept)
+    return LaneCost(work, live, sum(after), made * passes), after
 
 
-def tile_plan(blocks: Blocks, cores: Sequence[Region], unit: int, stride: int, frames: int, number: int) -> TilePlan:
+def tile_plan(
+    blocks: Blocks,
+    cores: Sequence[Region],
+    unit: int,
+    stride: int,
+    frames: int,
+    length: int | None,
+    number: int,
+) -> TilePlan:
     """The plan of running `blocks` in these `cores`.
 
-    frames: how many enter the first blocks for each latent frame. number: bytes of one number, times the batch size.
+    frames: how many enter the first blocks for each latent frame but the first. length: latent frames of the clip, or
+    None where it is not known. number: bytes of one number, times the batch size.
     """
     before, tiled, after = blocks
     frame = Region.whole(cores[0].rows.size, cores[0].cols.size)
     whole_in = regions(tiled, frame)[0]
-    first, last = lane_cost(before, whole_in, frames), lane_cost(after, frame, 1)
-    tiles = [lane_cost(tiled, core, frames) for core in cores]
-    untiled = lane_cost(tiled, frame, frames)
-    ends = first.work + last.work
-    window = LONG_WINDOW if len(cores) > 1 else 1
-    source = 0 if before else 3 * frames * whole_in.area
-    held = window * (max(first.made, source) + untiled.made)
-    alone = 0 if len(cores) > 1 else first.kept + last.kept
-    peak = max(
-        window * max(first.made, source) + first.kept + first.live + (untiled.kept + last.kept) * (len(cores) == 1),
-        held + alone + max(tile.kept + tile.live for tile in tiles),
-        window * untiled.made + last.kept + last.live + (untiled.kept + first.kept) * (len(cores) == 1),
-    )
-    parked = 0 if len(cores) == 1 else first.kept + last.kept + sum(tile.kept for tile in tiles)
+    chunks, largest = clip(frames, length), max(cores, key=lambda core: regions(tiled, core)[0].area)
+    first, last = lane_costs(before, whole_in, chunks), lane_costs(after, frame, clip(1, length))
+    tile, untiled = lane_costs(tiled, largest, chunks), lane_costs(tiled, frame, chunks)
+    window = 1 if len(cores) == 1 else min(LONG_WINDOW, length or LONG_WINDOW)
+    on = length is None or length > window  # another window follows
+    sources = [3 * chunk.frames * whole_in.area for chunk in chunks]
+    middle = _in_window([cost.made for cost in first] if before else sources, window, on)
+    output = _in_window([cost.made for cost in untiled], window, on)
+    tiles_work = sum(lane_costs(tiled, core, chunks[-1:])[0].work for core in cores)
+    ends = first[-1].work + last[-1].work
+    peak = (_peak if len(cores) > 1 else _peak_alone)(first, tile, last, middle, output)
+    parked = first[-2].kept + last[-2].kept + len(cores) * tile[-2].kept if len(cores) > 1 and on else 0
     return TilePlan(
         cores=tuple(cores),
         unit=unit,
         stride=stride,
         halo=_halo(tiled, cores, frame, unit),
         window=window,
-        work=ends + sum(tile.work for tile in tiles),
-        untiled_work=ends + untiled.work,
+        work=ends + tiles_work,
+        untiled_work=ends + untiled[-1].work,
         peak_bytes=peak * number,
         parked_bytes=parked * number,
     )
+
+
+def _in_window(made: Sequence[int], window: int, on: bool) -> int:
+    """Numbers in `window` results of a lane; the first, which is smaller, counts where no window goes `on` after it."""
+    return (window - 1) * made[-1] + made[-1 if on else 0]
+
+
+def _peak(first: Costs, tile: Costs, last: Costs, middle: int, output: int) -> int:
+    """The most numbers held where the lanes of several tiles take turns: only one lane has its caches there."""
+    most = [max(cost.live for cost in costs) for costs in (first, tile, last)]
+    return max(middle + most[0], middle + output + most[1], output + most[2])
+
+
+def _peak_alone(first: Costs, tile: Costs, last: Costs, middle: int, output: int) -> int:
+    """The most numbers held where whole frames go one by one, with the caches of all lanes there."""
+    none = LaneCost(0, 0, 0, 0)
+    output = output if len(tile) > 1 else 0  # a first frame is put nowhere before it is whole
+    moments = []
+    for k, (a, b, c) in enumerate(zip(first, tile, last, strict=True)):
+        b_before, c_before = (tile[k - 1], last[k - 1]) if k else (none, none)
+        moments += [
+            a.live + b_before.kept + c_before.kept,
+            middle + output + a.kept + b.live + c_before.kept,
+            output + a.kept + b.kept + c.live,
+        ]
+    return max(moments)
 
 
 def _halo(tiled: Sequence, cores: Sequence[Region], frame: Region, unit: int) -> tuple[int, int, int, int]:

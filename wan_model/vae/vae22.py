@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ..configs import VAEConfig
-from .causal import Cache, Cost, Decoder, Downsample, Encoder, ResidualBlock, Upsample
+from .causal import Cache, Chunk, Cost, Decoder, Downsample, Encoder, ResidualBlock, Upsample
 from .region import Region, Span
 from .vae21 import DOWN_TIME, WIDTHS
 
@@ -20,10 +20,11 @@ class Patchify(nn.Module):
     def holds(self, out: Region) -> tuple[Region, ...]:
         return ()
 
-    def cost(self, out: Region, t: int) -> Cost:
-        return Cost(0, 24 * t * out.area, 0, 12 * t * out.area, t)
+    def cost(self, out: Region, chunk: Chunk) -> Cost:
+        made = 12 * chunk.frames * out.area
+        return Cost(0, 2 * made, 0, made, chunk.frames)
 
-    def step(self, x: torch.Tensor, cache: Cache, out: Region):
+    def step(self, x: torch.Tensor, cache: Cache, out: Region, keep: bool):
         b, c, t, h, w = x.shape
         x = x.reshape(b, c, t, h // 2, 2, w // 2, 2).permute(0, 1, 6, 4, 2, 3, 5)  # (B, C, 2, 2, T, H/2, W/2)
         return x.reshape(b, 4 * c, t, h // 2, w // 2), ()
@@ -38,10 +39,11 @@ class Unpatchify(nn.Module):
     def holds(self, out: Region) -> tuple[Region, ...]:
         return ()
 
-    def cost(self, out: Region, t: int) -> Cost:
-        return Cost(0, 6 * t * out.area, 0, 3 * t * out.area, t)
+    def cost(self, out: Region, chunk: Chunk) -> Cost:
+        made = 3 * chunk.frames * out.area
+        return Cost(0, 2 * made, 0, made, chunk.frames)
 
-    def step(self, x: torch.Tensor, cache: Cache, out: Region):
+    def step(self, x: torch.Tensor, cache: Cache, out: Region, keep: bool):
         b, c, t, h, w = x.shape
         x = x.reshape(b, c // 4, 2, 2, t, h, w).permute(0, 1, 4, 5, 3, 6, 2)  # (B, C/4, T, H, 2, W, 2)
         x = x.reshape(b, c // 4, t, 2 * h, 2 * w)
@@ -124,9 +126,9 @@ class Join(Fork):
         super().__init__()
         self.shortcut = shortcut
 
-    def cost(self, out: Region, t: int) -> Cost:
-        made = self.shortcut.cout * t * out.area
-        return Cost(0, 2 * made, 0, made, t)
+    def cost(self, out: Region, chunk: Chunk) -> Cost:
+        made = self.shortcut.cout * chunk.frames * out.area
+        return Cost(0, 2 * made, 0, made, chunk.frames)
 
 
 class DownStage(nn.Module):
