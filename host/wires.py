@@ -40,7 +40,7 @@ def problem(node: str, given: dict[str, str]) -> str | None:
     except TypeError as error:
         raise ValueError(f"{node} is checked for {', '.join(signature.parameters)}, not so: {error}.") from None
     try:
-        values = {name: READERS.get(name, str)(text) for name, text in given.items()}
+        values = {name: (READERS.get(name) or READERS.get(node, str))(text) for name, text in given.items()}
     except checkpoint.CheckpointError:
         return None  # its loader has a sentence for it
     try:
@@ -63,9 +63,15 @@ def read_channels(name: str) -> int:
     return vae_config(found.tensors).latent_channels
 
 
-def check_file(folder: str, kinds: tuple[str, ...], node: str, file: str) -> None:
-    """As `validate_inputs` of the loader `node`."""
-    checkpoint.expect(files.path(folder, file), kinds, node)
+def read_lora(name: str) -> tuple[str, dict]:
+    """(name, tensors) of a LoRA file."""
+    path = files.path("loras", name)
+    return os.path.basename(path), checkpoint.read(path)
+
+
+def check_file(kinds: tuple[str, ...], node: str, file: str) -> None:
+    """As `validate_inputs` of the loader `node`. file: path of what is chosen in it."""
+    checkpoint.expect(file, kinds, node)
 
 
 def check_sampler(model: Dit | None = None, low_noise_model: Dit | None = None, vae: int | None = None) -> None:
@@ -94,11 +100,9 @@ def check_end_image(vae: int) -> None:
     conditioning.check_end_image(vae)
 
 
-def check_lora(model: Dit, lora_name: str) -> None:
+def check_lora(model: Dit, lora_name: tuple[str, dict]) -> None:
     """As WanLoraLoader."""
-    path = files.path("loras", lora_name)
-    shapes = lora.parameter_shapes(WanDiT(model.config, device="meta"))
-    lora.match(os.path.basename(path), checkpoint.read(path), shapes)
+    lora.match(*lora_name, lora.parameter_shapes(WanDiT(model.config, device="meta")))
 
 
 def check_text(clip_type: str) -> None:
@@ -106,12 +110,21 @@ def check_text(clip_type: str) -> None:
     clip.check_kind(clip_type == "wan")
 
 
-READERS = {"model": read_dit, "low_noise_model": read_dit, "vae": read_channels}
+READERS = {  # argument, or node with a single one -> how it is read; others are words
+    "model": read_dit,
+    "low_noise_model": read_dit,
+    "vae": read_channels,
+    "lora_name": read_lora,
+    "WanModelLoader": partial(files.path, "diffusion_models"),
+    "WanVAELoader": partial(files.path, "vae"),
+    "WanTextEncoderLoader": partial(files.path, "text_encoders"),
+    "WanClipVisionLoader": partial(files.path, "clip_vision"),
+}
 CHECKS = {
-    "WanModelLoader": partial(check_file, "diffusion_models", checkpoint.DIT, "WanModelLoader"),
-    "WanVAELoader": partial(check_file, "vae", checkpoint.VAE, "WanVAELoader"),
-    "WanTextEncoderLoader": partial(check_file, "text_encoders", checkpoint.TEXT_ENCODER, "WanTextEncoderLoader"),
-    "WanClipVisionLoader": partial(check_file, "clip_vision", checkpoint.CLIP_VISION, "WanClipVisionLoader"),
+    "WanModelLoader": partial(check_file, checkpoint.DIT, "WanModelLoader"),
+    "WanVAELoader": partial(check_file, checkpoint.VAE, "WanVAELoader"),
+    "WanTextEncoderLoader": partial(check_file, checkpoint.TEXT_ENCODER, "WanTextEncoderLoader"),
+    "WanClipVisionLoader": partial(check_file, checkpoint.CLIP_VISION, "WanClipVisionLoader"),
     "WanSampler": check_sampler,
     "WanVAEDecode": check_decode,
     "WanVAEDecodeToVideo": check_decode,

@@ -34,6 +34,16 @@ def ask(server, path, method="GET", body=None):
         ("/wan/info?folder=vae&name=/etc/passwd", 400),
         ("/wan/info?folder=vae&name=%00", 400),
         ("/wan/info?folder=../input&name=example.png", 400),
+        ("/wan/check", 400),
+        ("/wan/check?node=KSampler", 400),
+        ("/wan/check?node=WanSampler&seed=1", 400),
+        ("/wan/check?node=WanVACE", 400),
+        ("/wan/check?node=WanSampler&model=../vae/tiny_random_wan2.1_vae.safetensors", 400),
+        ("/wan/check?node=WanLoraLoader&model=tiny_random_wan2.1_t2v.safetensors&lora_name=/etc/passwd", 400),
+        ("/wan/estimate?width=64&height=64&length=5", 400),
+        ("/wan/estimate?model=/etc/passwd&width=64&height=64&length=5", 400),
+        ("/wan/estimate?model=tiny_random_wan2.1_t2v.safetensors&width=1e9&height=64&length=5", 400),
+        ("/wan/estimate?model=tiny_random_wan2.1_t2v.safetensors&width=nan&height=64&length=5", 400),
         ("/wan/preview?key=../../etc/passwd", 404),
         ("/wan/preview", 404),
         ("/wan/", 404),
@@ -48,7 +58,7 @@ def test_a_bad_request_gets_one_sentence(server, path, status):
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-@pytest.mark.parametrize("question", ["info", "preview"])
+@pytest.mark.parametrize("question", ["info", "estimate", "check", "preview"])
 def test_other_methods_are_refused(server, method, question):
     answered, kind, body = ask(server, f"/wan/{question}?folder=vae&name=x", method, b"{}")
     assert (answered, kind) == (405, "application/json")
@@ -63,6 +73,14 @@ def test_a_huge_body_is_not_read(server):
     except (ConnectionError, urllib.error.URLError):
         pass  # refused while it was still being sent
     assert ask(server, "/wan/info?folder=vae&name=tiny_random_wan2.1_vae.safetensors")[0] == 200
+
+
+def test_a_problem_is_told_before_the_run(client):
+    question = (
+        "/wan/check?node=WanSampler&model=tiny_random_wan2.1_t2v.safetensors&vae=tiny_random_wan{}_vae.safetensors"
+    )
+    assert client.get(question.format("2.1")) == {"problem": None}
+    assert "given 48-channel latents" in client.get(question.format("2.2"))["problem"]
 
 
 def test_the_client_that_queued_a_run_sees_every_latent_frame(server, client, object_info):
