@@ -30,6 +30,21 @@ def test_vae_quick(tmp_path):
 
 
 @pytest.mark.slow
+def test_dit_quick(tmp_path):
+    pytest.importorskip("diffusers", reason="installed by `dev.py bench`")
+    page = tmp_path / "results.md"
+    subprocess.run([sys.executable, str(BENCHMARKS / "dit.py"), "--quick", "--page", str(page)], check=True)
+    rows = [re.split(r" *\| *", line)[1:-1] for line in page.read_text().splitlines() if line.startswith("|")]
+    assert [row[1] for row in rows[2:]] == 4 * ["ours", "ComfyUI", "diffusers"]
+    case = ""
+    for row in rows[2:]:
+        case = row[0] or case
+        assert float(row[7]) < (0.02 if "bfloat16" in case else 1e-5), row
+    for ours, *others in zip(rows[2::3], rows[3::3], rows[4::3], strict=True):
+        assert int(ours[6]) < min(int(other[6]) for other in others)  # bytes moved by a block
+
+
+@pytest.mark.slow
 def test_end_to_end_quick(tmp_path):
     page = tmp_path / "results.md"
     command = [sys.executable, str(BENCHMARKS / "end_to_end.py"), "--quick", "--page", str(page)]
