@@ -33,7 +33,7 @@ export async function clipKind(node) {
 
 async function fileFacts(node) {
     const info = await infoOf(node)
-    if (!info?.variant) return []
+    if (!info) return []
     const size = gib(info.bytes)
     if (!info.size) {
         const lines = [say("part", info.variant, info.precision, size)]
@@ -70,14 +70,12 @@ async function runFacts(node) {
     return lines
 }
 
-function estimate(node) {
-    const loader = loaderOf(node, "model")
+async function estimate(node) {
+    const [loader, low] = [loaderOf(node, "model"), loaderOf(node, "low_noise_model")]
     const maker = makerOfLatent(node, "latent")
-    const model = fileOf(loader)
-    if (loader?.comfyClass !== "WanModelLoader" || !model || !maker) return null
-    const low = fileOf(loaderOf(node, "low_noise_model"))
-    const given = { model, weight_dtype: widgetValue(loader, "weight_dtype") }
-    if (low) given.low_noise_model = low
+    if (loader?.comfyClass !== "WanModelLoader" || !maker || !(await infoOf(loader))) return null
+    const given = { model: fileOf(loader), weight_dtype: widgetValue(loader, "weight_dtype") }
+    if (await infoOf(low)) given.low_noise_model = fileOf(low)
     for (const name of ["width", "height", "length", "batch_size"]) given[name] = widgetValue(maker, name)
     for (const name of ["steps", "guidance"]) given[name] = widgetValue(node, name)
     return Object.values(given).includes(undefined) ? null : ask("estimate", given)

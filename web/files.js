@@ -3,21 +3,26 @@
 import { upstream, widgetValue } from "./graph.js"
 import { ask } from "./server.js"
 
-const LOADERS = { // node class -> [model folder, widget with the file's name]
-    WanModelLoader: ["diffusion_models", "model_name"],
-    WanVAELoader: ["vae", "vae_name"],
-    WanTextEncoderLoader: ["text_encoders", "text_encoder_name"],
-    WanClipVisionLoader: ["clip_vision", "clip_vision_name"],
-    UNETLoader: ["diffusion_models", "unet_name"],
-    VAELoader: ["vae", "vae_name"],
+const LOADERS = { // node class -> [model folder, widget with the file's name, class of ours that takes such files]
+    WanModelLoader: ["diffusion_models", "model_name", "WanModelLoader"],
+    WanVAELoader: ["vae", "vae_name", "WanVAELoader"],
+    WanTextEncoderLoader: ["text_encoders", "text_encoder_name", "WanTextEncoderLoader"],
+    WanClipVisionLoader: ["clip_vision", "clip_vision_name", "WanClipVisionLoader"],
+    UNETLoader: ["diffusion_models", "unet_name", "WanModelLoader"],
+    VAELoader: ["vae", "vae_name", "WanVAELoader"],
 }
 
 /** The name of the file that the loader `node` loads; null for other nodes and for a file that is not there. */
 export function fileOf(node) {
     const [, widget] = LOADERS[node?.comfyClass] ?? []
-    const name = widget && widgetValue(node, widget)
-    const listed = node?.widgets?.find((found) => found.name === widget)?.options.values
-    return /\.\w+$/.test(name ?? "") && Array.isArray(listed) && listed.includes(name) ? name : null
+    return widget ? chosenFile(node, widget) : null
+}
+
+/** The file name that the widget `name` says; null where it is none and where the file is not there. */
+export function chosenFile(node, name) {
+    const value = widgetValue(node, name)
+    const listed = node.widgets.find((widget) => widget.name === name)?.options.values
+    return /\.\w+$/.test(value ?? "") && Array.isArray(listed) && listed.includes(value) ? value : null
 }
 
 /** The loader up the wire of the input `name` of `node`, or null. */
@@ -42,8 +47,11 @@ export function modelOfLatent(node, name) {
     return sampler && loaderOf(sampler, "model")
 }
 
-/** What the server says of the file of the loader `node`, or null. */
+/** What the server says of the file of the loader `node`; null where it is no part of Wan. */
 export async function infoOf(node) {
     const name = fileOf(node)
-    return name && ask("info", { folder: LOADERS[node.comfyClass][0], name })
+    if (!name) return null
+    const [folder, , taker] = LOADERS[node.comfyClass]
+    const checked = await ask("check", { node: taker, file: name })
+    return checked?.problem === null ? ask("info", { folder, name }) : null
 }

@@ -1,7 +1,7 @@
 // What a run would fail with at a node, asked of the server, whose own checks they are.
 
 import { source, upstream, widgetValue } from "./graph.js"
-import { fileOf, loaderOf, modelOfLatent, vaeOfLatent } from "./files.js"
+import { chosenFile, fileOf, loaderOf, modelOfLatent, vaeOfLatent } from "./files.js"
 import { ask } from "./server.js"
 import { translate } from "./text.js"
 
@@ -26,8 +26,8 @@ const WIRES = { // node class -> what reaches a node, as lists of values for the
     WanConditioning: (node) => (source(node, "end_image") ? [{ vae: fileOf(loaderOf(node, "vae")) }] : []),
     WanLoraLoader: (node) =>
         LORA_SLOTS.filter((slot) => widgetValue(node, `strength_${slot}`) !== 0)
-            .map((slot) => widgetValue(node, `lora_${slot}`))
-            .filter((name) => name && name !== "none")
+            .map((slot) => chosenFile(node, `lora_${slot}`))
+            .filter(Boolean)
             .map((lora_name) => ({ model: fileOf(loaderOf(node, "model")), lora_name })),
     WanTextEncode(node) {
         const loader = upstream(node, "clip", (found) => TEXT_LOADERS.includes(found.comfyClass))
