@@ -1,7 +1,8 @@
 """Our VAE beside ComfyUI's own and diffusers', in one run on the same random weights: `python3 dev.py bench vae`.
 
-Without an option it takes some minutes on a CPU. --quick only shows that everything runs; --full is for a GPU.
-The result goes into a section of its own in benchmarks/results.md.
+Without an option it takes some minutes on a CPU. --quick only shows that everything runs; --full is for a GPU;
+--only takes the cases whose names hold a text, such as "2.2 decode". The result goes into a section of its own in
+benchmarks/results.md.
 """
 
 import argparse
@@ -247,6 +248,7 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", dest="preset", action="store_const", const="quick", help="only try that all runs")
     size.add_argument("--full", dest="preset", action="store_const", const="full", help="real clips, for a GPU")
+    parser.add_argument("--only", default="", metavar="TEXT", help="the cases with this text in their names")
     parser.add_argument("--page", type=Path, help="file to write into; default: benchmarks/results.md, --quick: none")
     options = parser.parse_args()
     preset = options.preset or "default"
@@ -258,17 +260,21 @@ def main() -> None:
     rows = []
     with torch.inference_mode():
         for case in PRESETS[preset].cases:
+            if options.only not in str(case):
+                continue
             rows += measured(case, PRESETS[preset].rounds, PRESETS[preset].budget)
             if path:  # after each case, so that a long run that is cut short leaves what it has
-                write(path, preset, versions, rows)
+                write(path, preset, options.only, versions, rows)
 
 
-def write(path: Path, preset: str, versions: str, rows: list[list[str]]) -> None:
-    """Put the rows so far into the page's section of this preset and device."""
+def write(path: Path, preset: str, only: str, versions: str, rows: list[list[str]]) -> None:
+    """Put the rows so far into the page's section of this preset, choice of cases and device."""
     command = "python3 dev.py bench vae" + ("" if preset == "default" else f" --{preset}")
+    command += f' --only "{only}"' if only else ""
+    name = f"{preset}, {only}, {DEVICE.type}" if only else f"{preset}, {DEVICE.type}"
     text = f"{NOTE}\n\n{page.table(COLUMNS, rows)}"
-    section = page.section(f"VAE ({preset}, {DEVICE.type})", command, versions, text)
-    page.replace(path, f"vae {preset} {DEVICE.type}", section)
+    section = page.section(f"VAE ({name})", command, versions, text)
+    page.replace(path, f"vae {name}".replace(",", ""), section)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ class _Causal:
             return y.unflatten(3, x.shape[3:])
         if x.shape[2] < weight.shape[2]:  # a single first frame meets only the last temporal tap
             return F.conv2d(x[:, :, -1], weight[:, :, -1], bias).unsqueeze(2)
+        # the namespace's own: the host's avoids the memory that cuDNN takes for it in half precision since torch 2.9
         return super()._conv_forward(x, weight, bias, *args, **kwargs)
 
     def reads(self, out: Region) -> Region:
