@@ -19,10 +19,12 @@ export function addPanel(node, name, element, minHeight) {
     const measure = () => (box.hidden ? 0 : (minHeight ?? height))
     const options = { serialize: false, margin: MARGIN, hideOnZoom: false, getMinHeight: measure }
     options.getMaxHeight = () => (minHeight && !box.hidden ? undefined : measure())
-    node.addDOMWidget(`wan_${name}`, `wan_${name}`, box, options).serialize = false
+    const widget = node.addDOMWidget(`wan_${name}`, `wan_${name}`, box, options)
+    widget.serialize = false
+    widget.hidden = true  // or its empty frame would lie over the canvas below the node and take its clicks
     return {
         show(visible) {
-            box.hidden = !visible
+            box.hidden = widget.hidden = !visible
             node.graph?.setDirtyCanvas(true, true)
         },
     }

@@ -8,11 +8,11 @@ from devtools import browser, demo
 from devtools.editor import SIZE, Editor, chromium
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def running_browser():
-    """One Chromium for all tests here; without one they are left out, which `.ci/run` does not let happen.
+    """One Chromium for the tests of a file; without one they are left out, which `.ci/run` does not let happen.
 
-    While it runs, `asyncio.run` and so `Client` fail in this thread: use `page.request`.
+    While it runs, `asyncio.run` and so `Client` fail in this thread, hence not for longer: use `page.request`.
     """
     if browser.find(sys.executable) is None:
         pytest.skip(browser.missing(sys.executable))
