@@ -4,12 +4,11 @@ They load and run everywhere a real checkpoint does, in seconds on a CPU, and ma
 and for a first run. Names and shapes are those of the full-size checkpoints (`tests/golden/checkpoints.json.gz`) with
 each width replaced and most blocks left out; a weight's value depends on its name and its file's seed.
 
-    python tiny/random_weights.py MODELS    writes into MODELS/diffusion_models, MODELS/vae and the other folders
+    python -m tiny.random_weights MODELS    writes into MODELS/diffusion_models, MODELS/vae and the other folders
 """
 
 import gzip
 import importlib.util
-import io
 import json
 import logging
 import math
@@ -22,6 +21,8 @@ from types import ModuleType
 import sentencepiece
 import torch
 from safetensors.torch import save_file
+
+from . import tokenizer
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 
@@ -169,23 +170,8 @@ def state_dict(tiny: Tiny) -> dict[str, torch.Tensor]:
 
 
 def train_tokenizer() -> bytes:
-    """A SentencePiece unigram model with T5's special ids (pad 0, end 1, unknown 2); it spells any text in bytes."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS.strip().splitlines()),
-        model_writer=model,
-        vocab_size=480,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        character_coverage=0.98,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
-    return model.getvalue()
+    """The tokenizer of the text encoder."""
+    return tokenizer.train(CORPUS.strip().splitlines(), 480)
 
 
 def _recipe() -> ModuleType:

@@ -1,0 +1,101 @@
+"""The demo family's world, judge and training; its shipped weights."""
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+
+from tiny import evaluate, judge, scenes, tokenizer, train_dit, train_vae, whole_clip
+from tiny.trainer import Trainer
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Networks as small as these are slower on many threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_scene_depends_on_its_seed_alone():
+    first, second = (scenes.draw_scene(np.random.default_rng(seed)) for seed in (1, 2))
+    assert first == scenes.draw_scene(np.random.default_rng(1)) != second
+    clip = scenes.render(first)
+    assert clip.shape == (3, 17, 64, 64) and clip.abs().max() <= 1 and clip.std() > 0.05
+    assert scenes.render(first, 96, 80, 9).shape == (3, 9, 96, 80)
+
+
+def test_a_caption_names_what_is_seen_in_both_languages():
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        scene = scenes.draw_scene(rng)
+        english, chinese = scenes.caption(scene, rng, False), scenes.caption(scene, rng, True)
+        for word in (scene.colour, scene.shape, scene.background):
+            assert word in english.lower() and scenes.CHINESE[word] in chinese
+        assert scenes.ENGLISH[scene.motion] in english and scenes.CHINESE[scene.motion] in chinese
+
+
+def test_the_judge_reads_blurred_and_noisy_clips():
+    for seed in range(8):
+        scene, _ = evaluate.held_out(seed)
+        clip = scenes.render(scene)
+        clip = clip + 0.08 * torch.randn(clip.shape, generator=torch.Generator().manual_seed(seed))
+        assert all(judge.score(clip, scene).values()), scene
+
+
+def test_the_judge_sees_what_is_wrong():
+    scene = scenes.draw_scene(np.random.default_rng(3))
+    clip = scenes.render(scene)
+    assert judge.look(clip[:, :1].expand_as(clip)).motion == "still"
+    assert judge.look(clip.flip(1)).motion != scene.motion or scene.motion.startswith("bounce")
+    assert judge.look(-clip).background != scene.background
+    assert judge.look(torch.full_like(clip, 0.1)).shape is None
+
+
+def test_whole_clips_go_through_the_vae_as_streamed_ones_do():
+    vae = train_vae.initial()
+    for parameter in vae.parameters():  # the initial weights look at no earlier frame
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    video = train_vae.clip(5, 32, 48, 9)[None]
+    with torch.no_grad():
+        latent = vae.encode(video)
+        torch.testing.assert_close(whole_clip.encode(vae, video), latent, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(whole_clip.decode(vae, latent), vae.decode(latent), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_for_training_is_exact():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, length, 256, generator=generator) for length in (6, 5, 5))
+    repeated = (torch.cat((x, x[:, -1:].expand(-1, 3, -1)), dim=1) for x in (k, v))
+    torch.testing.assert_close(train_dit.attend(q, k, v, 2, 4), train_dit.attend(q, *repeated, 2), rtol=1e-5, atol=1e-6)
+
+
+def test_training_the_vae_improves_it_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_vae, "STAGES", ((24, 1, 4, 2e-3), (2, 5, 1, 2e-3)))
+
+    def trainer(folder):
+        return Trainer(train_vae.initial(), folder, 26, lambda step: 1e-3, matrices=lambda name: True)
+
+    first = trainer(tmp_path)
+    losses = first.run(train_vae.loss)
+    assert sum(losses[20:24]) < 0.7 * sum(losses[:4])
+    again = trainer(tmp_path)
+    assert again.done == 26
+    for name, parameter in again.model.state_dict().items():
+        assert torch.equal(parameter, first.model.state_dict()[name]), name
+
+
+def test_training_the_dit_improves_it(tmp_path):
+    tokens = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.demo())
+    latents = torch.randn(8, *train_dit.LATENT, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.5
+    trainer = Trainer(
+        train_dit.initial(tokens.get_piece_size()),
+        tmp_path,
+        12,
+        lambda step: 3e-3,
+        matrices=train_dit.is_matrix,
+        exact=train_dit.is_exact,
+    )
+    losses = trainer.run(train_dit.Task(latents, tokens, batch=4))
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])

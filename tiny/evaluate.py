@@ -1,0 +1,124 @@
+"""Measures the demo family on scenes that its training never saw, and prints what it finds.
+
+python -m tiny.evaluate vae t2v i2v
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import family, judge, scenes, train_dit, train_vae
+from wan_model.configs import NEGATIVE_PROMPT
+
+HELD_OUT = 10**8  # seeds from here on are in no training set
+CLIPS, PROMPTS, TOGETHER = 32, 100, 20  # reconstructed clips; prompts; of which as many are sampled at once
+
+log = logging.getLogger("tiny")
+
+
+def held_out(index: int) -> tuple[scenes.Scene, str]:
+    """A scene and its caption; every third is Chinese."""
+    rng = np.random.default_rng(HELD_OUT + index)
+    scene = scenes.draw_scene(rng)
+    return scene, scenes.caption(scene, rng, chinese=index % 3 == 2)
+
+
+def psnr(made: Tensor, true: Tensor) -> float:
+    """Peak signal to noise ratio in dB of pixels in [-1, 1]."""
+    return 10 * float(torch.log10(4 / (made - true).square().mean()))
+
+
+def measure_vae(count: int = CLIPS) -> dict[str, float]:
+    """PSNR of held-out clips through the VAE: whole and in tiles; mean and deviation of the normalised latents."""
+    vae = family.load_vae()
+    clips = torch.stack([scenes.render(held_out(index)[0]) for index in range(count)])
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        "whole": lambda clip: vae.decode(vae.encode(clip)),
+        "streamed": lambda clip: torch.cat(
+            list(vae.decode_stream(torch.cat(list(vae.encode_stream(clip.split(4, dim=2))), dim=2))), dim=2
+        ),
+        "tiled": lambda clip: vae.decode(vae.encode(clip, tile=(32, 32)), tile=(32, 32)),
+    }
+    result = {}
+    for name, way in ways.items():
+        result[f"PSNR {name} (dB)"] = psnr(torch.cat([way(clip[None]) for clip in clips]).clamp(-1, 1), clips)
+    latents = train_vae.normalise(torch.cat([vae.encode(clip[None]) for clip in clips]))
+    return result | {"latent mean": float(latents.mean()), "latent deviation": float(latents.std())}
+
+
+def measure_t2v(count: int = PROMPTS, guidance: float = family.GUIDANCE, negative: str = "") -> dict[str, float]:
+    """Part of held-out prompts whose property is seen in the clip, for each property, and for all at once."""
+    dit, encoder, vae = family.load_dit("t2v"), family.TextEncoder(), family.load_vae()
+    scores = []
+    for first in range(0, count, TOGETHER):
+        group = [held_out(index) for index in range(first, min(first + TOGETHER, count))]
+        context = encoder([caption for _, caption in group])
+        seeds = list(range(first, first + len(group)))
+        latents = family.sample(dit, context, encoder([negative]), seeds, guidance=guidance)
+        clips = family.decode(vae, latents)
+        scores += [judge.score(clip, scene) for clip, (scene, _) in zip(clips, group, strict=True)]
+    return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]} | {
+        "all": float(np.mean([all(score.values()) for score in scores]))
+    }
+
+
+def measure_i2v(count: int = PROMPTS, last: bool = False) -> dict[str, float]:
+    """From held-out first frames, or first and last: PSNR of the given frames, and part whose motion is as prompted."""
+    dit, encoder, vae = family.load_dit("i2v"), family.TextEncoder(), family.load_vae()
+    firsts, lasts, motions = [], [], []
+    for start in range(0, count, TOGETHER):
+        group = [held_out(index) for index in range(start, min(start + TOGETHER, count))]
+        true = torch.stack([scenes.render(scene) for scene, _ in group])
+        given = torch.zeros_like(true)  # gray where nothing is given
+        given[:, :, 0] = true[:, :, 0]
+        if last:
+            given[:, :, -1] = true[:, :, -1]
+        pictures = train_vae.normalise(torch.cat([vae.encode(clip[None]) for clip in given]))
+        y = torch.cat((train_dit.frame_mask(torch.full((len(group),), last)), pictures), dim=1)
+        context = encoder([caption for _, caption in group])
+        seeds = list(range(start, start + len(group)))
+        clips = family.decode(vae, family.sample(dit, context, encoder([""]), seeds, y=y))
+        firsts += [psnr(clip[:, 0], real[:, 0]) for clip, real in zip(clips, true, strict=True)]
+        lasts += [psnr(clip[:, -1], real[:, -1]) for clip, real in zip(clips, true, strict=True)]
+        motions += [judge.score(clip, scene)["motion"] for clip, (scene, _) in zip(clips, group, strict=True)]
+    ends = {"PSNR of the first frame (dB)": float(np.mean(firsts))}
+    if last:
+        ends["PSNR of the last frame (dB)"] = float(np.mean(lasts))
+    return ends | {"motion": float(np.mean(motions))}
+
+
+MEASURES: dict[str, dict[str, Callable[[], dict[str, float]]]] = {
+    "vae": {f"{CLIPS} held-out clips": measure_vae},
+    "t2v": {
+        f"{PROMPTS} held-out prompts, guidance {family.GUIDANCE:g}, parts seen": measure_t2v,
+        "guidance 1, parts seen": lambda: measure_t2v(guidance=1.0),
+        "the official negative prompt, parts seen": lambda: measure_t2v(negative=NEGATIVE_PROMPT),
+    },
+    "i2v": {
+        f"{PROMPTS} held-out first frames": measure_i2v,
+        f"{PROMPTS} held-out first and last frames": lambda: measure_i2v(last=True),
+    },
+}
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=list(MEASURES), default=list(MEASURES))
+    options = parser.parse_args()
+    with torch.inference_mode():
+        for part in options.parts:
+            for title, measure in MEASURES[part].items():
+                log.info("%s: %s", part, title)
+                for name, value in measure().items():
+                    log.info("  %-30s %.3f", name, value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The demo family's files: where they lie, how they are written, and a plain way to make a clip with them."""
+
+from pathlib import Path
+
+import sentencepiece
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import train_dit
+from .train_vae import restore
+from wan_model import checkpoint, solvers
+from wan_model.dit import WanDiT, build_dit
+from wan_model.vae.model import WanVAE, build_vae
+
+MODELS = Path(__file__).resolve().parent / "models"  # laid out as the host's models folder
+FOLDERS = {
+    "vae": "vae",
+    "umt5": "text_encoders",
+    "t2v": "diffusion_models",
+    "i2v": "diffusion_models",
+}
+SPIECE = "spiece_model"  # the tensor of a repackaged text encoder that holds its tokenizer
+SIZE = (5, 8, 8)  # of a demo clip's latent: frames, rows, columns
+STEPS, SHIFT, GUIDANCE = 20, 3.0, 4.0  # recommended for the family
+
+
+def path(kind: str) -> Path:
+    """The file of `kind`, a key of `FOLDERS`."""
+    return MODELS / FOLDERS[kind] / f"wan_tiny_{kind}.safetensors"
+
+
+def save(kind: str, weights: dict[str, Tensor]) -> Path:
+    """Write `weights` in float16, whole numbers as they are; return the file's path."""
+    file = path(kind)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    half = {name: weight.half() if weight.is_floating_point() else weight for name, weight in weights.items()}
+    partial = file.with_suffix(".partial")
+    save_file({name: weight.contiguous() for name, weight in half.items()}, partial, metadata={"format": "pt"})
+    partial.replace(file)
+    return file
+
+
+def save_pair(pair: train_dit.Pair, tokenizer: bytes) -> None:
+    """Write the text encoder, with its tokenizer inside, and the text-to-video DiT."""
+    encoder = pair.encoder.state_dict()
+    encoder.pop("encoder.embed_tokens.weight")  # the same tensor as shared.weight
+    save("umt5", encoder | {SPIECE: torch.frombuffer(bytearray(tokenizer), dtype=torch.uint8)})
+    save("t2v", pair.dit.state_dict())
+
+
+def load_vae() -> WanVAE:
+    """The VAE, in float32."""
+    return build_vae(checkpoint.load(path("vae"))[0], dtype=torch.float32)
+
+
+def load_dit(kind: str) -> WanDiT:
+    """The DiT of `kind`, in float32."""
+    return build_dit(checkpoint.load(path(kind))[0], dtype=torch.float32)
+
+
+class TextEncoder:
+    """The umT5 of the family with its tokenizer, run by Hugging Face's class."""
+
+    def __init__(self) -> None:
+        weights, *_ = checkpoint.load(path("umt5"))
+        spiece = bytes(weights.pop(SPIECE).numpy())
+        self.tokens = sentencepiece.SentencePieceProcessor(model_proto=spiece)
+        self.model = train_dit.text_encoder(self.tokens.get_piece_size()).eval()
+        self.model.load_state_dict(weights, strict=False)
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        """Context (B, L, text_dim) of the prompts, zeros after the end of each."""
+        return train_dit.embed(self.model, [train_dit.tokenise(self.tokens, prompt) for prompt in prompts])
+
+
+def sample(
+    dit: WanDiT,
+    context: Tensor,
+    negative: Tensor,
+    seeds: list[int],
+    *,
+    y: Tensor | None = None,
+    guidance: float = GUIDANCE,
+    steps: int = STEPS,
+    shift: float = SHIFT,
+    size: tuple[int, int, int] = SIZE,
+) -> Tensor:
+    """Normalised latents (B, 16, F, H, W) for contexts (B, L, text_dim), a seed each; negative is (1, L, text_dim)."""
+    noise = [torch.randn(16, *size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    negative = negative.expand(len(seeds), -1, -1)
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        t = torch.full((1,), 1000 * sigma)
+        velocity = dit(x, t, context, y=y)
+        if guidance != 1:
+            other = dit(x, t, negative, y=y)
+            velocity = other + guidance * (velocity - other)
+        return x - sigma * velocity
+
+    sigmas = solvers.flow_sigmas(steps, shift, "unipc")
+    return solvers.sample_unipc(denoise, torch.stack(noise), sigmas.tolist())
+
+
+def decode(vae: WanVAE, latents: Tensor) -> Tensor:
+    """Clips (B, 3, T, H, W) in [-1, 1] of normalised latents, decoded one by one."""
+    return torch.cat([vae.decode(latent[None]) for latent in restore(latents)]).clamp(-1, 1)

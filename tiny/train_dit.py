@@ -1,0 +1,223 @@
+"""Trains the demo family's DiTs by flow matching on latents of `scenes`: text to video together with its umT5, then
+image to video from that.
+"""
+
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import ftfy
+import numpy as np
+import sentencepiece
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import UMT5Config, UMT5EncoderModel
+
+from . import scenes, tokenizer, train_vae, whole_clip
+from .trainer import Trainer, cosine
+from wan_model.configs import NEGATIVE_PROMPT, PATCH, DiTConfig
+from wan_model.dit import FLOAT32_NAMES, WanDiT
+from wan_model.vae.model import WanVAE
+
+CONFIG = DiTConfig(variant="t2v", dim=256, ffn_dim=1024, heads=2, layers=6, in_dim=16, out_dim=16, text_dim=128)
+TEXT = {"d_model": 128, "d_kv": 64, "num_heads": 2, "d_ff": 256, "num_layers": 2}
+STEPS, BATCH, RATE = 2400, 48, 1.5e-3
+PICTURE_STEPS, PICTURE_RATE = 1200, 8e-4  # of image to video
+PICTURES, BOTH_ENDS = 3000, 0.45  # clips in its bank; part of the samples with the last frame given too
+SHIFT = 3.0
+LATENT = (16, 5, 8, 8)  # of a clip: channels, frames, rows, columns
+CLIPS = 4000  # in the bank of encoded clips
+BANK_SEED = 2_000_000
+UNPROMPTED = 0.12  # part of the samples that is trained without its caption, for guidance
+
+
+class Pair(nn.Module):
+    """The text encoder and the DiT, which are trained as one."""
+
+    def __init__(self, encoder: UMT5EncoderModel, dit: WanDiT):
+        super().__init__()
+        self.encoder, self.dit = encoder, dit
+
+
+def initial(vocabulary: int, seed: int = 0) -> Pair:
+    """Random weights: the official initialisation of the DiT, T5's own of the encoder."""
+    torch.manual_seed(seed)
+    dit = WanDiT(CONFIG)
+    for name, parameter in dit.named_parameters():
+        if "modulation" in name:
+            nn.init.normal_(parameter, std=CONFIG.dim**-0.5)
+        elif "norm" in name and name.endswith("weight"):
+            nn.init.ones_(parameter)
+        elif name.endswith("bias") or name.startswith("head."):
+            nn.init.zeros_(parameter)
+        elif name.startswith(("text_embedding", "time_embedding")):
+            nn.init.normal_(parameter, std=0.02)
+        else:
+            nn.init.xavier_uniform_(parameter.flatten(1))
+    return Pair(text_encoder(vocabulary), dit)
+
+
+def text_encoder(vocabulary: int) -> UMT5EncoderModel:
+    """A umT5 encoder of the family's size for as many pieces, with T5's own initialisation."""
+    config = UMT5Config(vocab_size=vocabulary, feed_forward_proj="gated-gelu", dropout_rate=0.0, **TEXT)
+    return UMT5EncoderModel(config)
+
+
+def is_matrix(name: str) -> bool:
+    """Whether a parameter is a hidden matrix, which Muon trains."""
+    return ".block." in name or (".blocks." in name and "relative" not in name)
+
+
+def is_exact(name: str) -> bool:
+    """Whether a parameter of the pair is computed with in float32."""
+    return name.startswith("dit.") and FLOAT32_NAMES.match(name.removeprefix("dit.")) is not None
+
+
+def embed(encoder: UMT5EncoderModel, rows: list[list[int]]) -> Tensor:
+    """Context (B, L, text_dim) of tokenised prompts, zeros after the end of each."""
+    length = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    return encoder(input_ids=ids, attention_mask=mask).last_hidden_state * mask.unsqueeze(-1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, repeats: int = 1) -> Tensor:
+    """Attention as products of matrices, whose gradient for a few tokens is faster than that of a fused kernel.
+
+    The last key and value stand for `repeats` equal ones.
+    """
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))  # (B, heads, L, 128)
+    scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
+    if repeats > 1:
+        scores = scores + pad(scores.new_tensor([math.log(repeats)]), (k.shape[2] - 1, 0))
+    return (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
+
+
+def bank(vae: WanVAE, path: Path, count: int = CLIPS) -> Tensor:
+    """Normalised latents (count, 16, 5, 8, 8) of as many clips, kept in `path`."""
+    if not path.exists():
+        vae = vae.bfloat16()
+        latents = []
+        with torch.no_grad():
+            for first in range(0, count, 4):
+                clips = torch.stack([scenes.render(scene(first + i)) for i in range(4)]).bfloat16()
+                clips = clips.contiguous(memory_format=torch.channels_last_3d)
+                latents.append(train_vae.normalise(whole_clip.encode(vae, clips)).float())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(torch.cat(latents).to(torch.float16), path)
+    return torch.load(path, weights_only=True)
+
+
+def scene(index: int) -> scenes.Scene:
+    """What clip `index` of the bank shows."""
+    return scenes.draw_scene(np.random.default_rng(BANK_SEED + index))
+
+
+class Task:
+    """The loss of a training step, on the bank `latents` with `tokens` (a SentencePiece processor) for the captions."""
+
+    def __init__(self, latents: Tensor, tokens: sentencepiece.SentencePieceProcessor, batch: int = BATCH):
+        self.latents, self.tokens, self.batch = latents, tokens, batch
+        self.scenes = [scene(index) for index in range(len(latents))]
+
+    def prompt(self, index: int, step: int, rng: np.random.Generator) -> list[int]:
+        """Tokens of a caption of clip `index` in either language, or now and then of no caption."""
+        if rng.uniform() < UNPROMPTED:
+            text = NEGATIVE_PROMPT if step % 3 == 0 else ""
+        else:
+            text = scenes.caption(self.scenes[index], rng, chinese=rng.uniform() < 0.4)
+        return tokenise(self.tokens, text)
+
+    def condition(self, chosen: np.ndarray, rng: np.random.Generator) -> Tensor | None:
+        """The channels (B, 20, F, H, W) that are appended to the latents, or None."""
+
+    def __call__(self, pair: Pair, step: int) -> Tensor:
+        """Mean squared error of the velocity."""
+        rng = np.random.default_rng(step)
+        torch.manual_seed(step)
+        chosen = rng.integers(len(self.latents), size=self.batch)
+        clean = self.latents[torch.from_numpy(chosen)].float()
+        uniform = (torch.arange(self.batch) + torch.rand(self.batch)) / self.batch  # every level in every batch
+        sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
+        noise = torch.randn_like(clean)
+        mixed = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
+        context = embed(pair.encoder, [self.prompt(index, step, rng) for index in chosen])
+        y = self.condition(chosen, rng)
+        x = mixed if y is None else torch.cat((mixed, y), dim=1)
+        made = pair.dit(x.to(context.dtype), 1000 * sigma, context, attention=attend, cross_attention=attend)
+        return (made - (noise - clean)).square().mean()
+
+
+class ImageTask(Task):
+    """As `Task`, with the first frame given, or the first and the last: `conditions` are from `condition_bank`."""
+
+    def __init__(self, latents: Tensor, conditions: Tensor, *rest):
+        super().__init__(latents[: len(conditions)], *rest)
+        self.conditions = conditions
+
+    def condition(self, chosen: np.ndarray, rng: np.random.Generator) -> Tensor:
+        both = torch.from_numpy(rng.uniform(size=len(chosen)) < BOTH_ENDS)
+        pictures = self.conditions[torch.from_numpy(chosen), both.long()].float()
+        return torch.cat((frame_mask(both), pictures), dim=1)
+
+
+def frame_mask(last: Tensor) -> Tensor:
+    """The official mask (B, 4, F, H, W), 1 where a frame is given: the first and, where `last` (B,) says, the last.
+
+    The first latent frame stands for one frame, which counts in all four channels; a later one has a channel for each.
+    """
+    mask = torch.zeros(len(last), 4, *LATENT[1:])
+    mask[:, :, 0] = 1
+    mask[last, 3, -1] = 1
+    return mask
+
+
+def condition_bank(vae: WanVAE, path: Path, count: int = PICTURES) -> Tensor:
+    """Normalised latents (count, 2, 16, 5, 8, 8) of clips of which only the first frame, or both ends, are not gray."""
+    if not path.exists():
+        vae = vae.bfloat16()
+        latents = []
+        with torch.no_grad():
+            for index in range(count):
+                clips = scenes.render(scene(index)).bfloat16().repeat(2, 1, 1, 1, 1)
+                clips[:, :, 1:-1] = 0
+                clips[0, :, -1] = 0
+                clips = clips.contiguous(memory_format=torch.channels_last_3d)
+                latents.append(train_vae.normalise(whole_clip.encode(vae, clips)).to(torch.float16))
+        torch.save(torch.stack(latents), path)
+    return torch.load(path, weights_only=True)
+
+
+def tokenise(tokens: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
+    """Token ids of a prompt, cleaned as the official tokenizer does, with the end token."""
+    return [*tokens.encode(" ".join(ftfy.fix_text(text).split())), tokens.eos_id()]
+
+
+def train(vae: WanVAE, folder: Path) -> Pair:
+    """The trained pair; `folder` keeps the run."""
+    latents = bank(vae, folder / "bank.pt")
+    tokens = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.demo())
+    return _run(initial(tokens.get_piece_size()), Task(latents, tokens), folder, STEPS, RATE)
+
+
+def train_i2v(vae: WanVAE, pair: Pair, bank_file: Path, folder: Path) -> WanDiT:
+    """The image-to-video DiT in the form of A14B, from a trained `pair`, whose text encoder stays as it is."""
+    conditions = condition_bank(vae, folder / "conditions.pt")
+    tokens = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.demo())
+    old = pair.dit.state_dict()
+    pair.dit = WanDiT(replace(CONFIG, variant="i2v_a14b", in_dim=36))
+    name = "patch_embedding.weight"
+    old[name] = torch.cat((old[name], torch.zeros(CONFIG.dim, 20, *PATCH)), dim=1)
+    pair.dit.load_state_dict(old)
+    pair.encoder.requires_grad_(False)
+    task = ImageTask(bank(vae, bank_file), conditions, tokens)
+    return _run(pair, task, folder, PICTURE_STEPS, PICTURE_RATE).dit
+
+
+def _run(pair: Pair, task: Task, folder: Path, steps: int, rate: float) -> Pair:
+    schedule = partial(cosine, steps=steps, peak=rate)
+    trainer = Trainer(pair, folder, steps, schedule, matrices=is_matrix, exact=is_exact)
+    trainer.run(task)
+    return trainer.averaged

@@ -1,0 +1,130 @@
+"""Trains the demo family's Wan 2.1 VAE on clips of `scenes`: single frames, then short clips, then whole ones.
+
+A latent is trained with noise on it, as it will come from a sampler. At the end every channel is scaled, inside the
+weights, so that the official normalisation gives it mean 0 and deviation 1.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import scenes, whole_clip
+from .trainer import Trainer, cosine
+from wan_model.configs import LATENT_STATS, VAEConfig
+from wan_model.vae.model import WanVAE
+
+CONFIG = VAEConfig("2.1", latent_channels=16, dim=16, dec_dim=16)
+STAGES = ((900, 1, 16, 2e-3), (350, 5, 4, 1e-3), (600, 17, 2, 1e-3))  # steps, frames, clips at once, learning rate
+TOTAL = sum(steps for steps, *_ in STAGES)
+WARM_UP = 40
+NOISE, PRIOR = 0.1, 2e-4  # deviation of a training latent's noise; weight of the latents' mean square
+SIDES = (*((64, 64),) * 9, (64, 96), (96, 64), (80, 80))
+STATS = LATENT_STATS[CONFIG.latent_channels]
+
+
+def initial(seed: int = 0) -> WanVAE:
+    """A VAE with fan-in normal weights that at first treats each frame as an image."""
+    torch.manual_seed(seed)
+    vae = WanVAE(CONFIG)
+    for name, parameter in vae.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif name.endswith("weight"):
+            if "time_conv" in name:  # takes the last frame of two, or gives each frame twice
+                parameter.data[:] = 0
+                eye = torch.eye(parameter.shape[1]).repeat(parameter.shape[0] // parameter.shape[1], 1)
+                parameter.data[:, :, -1, 0, 0] = eye
+            elif parameter.shape[2:] == (3, 3, 3):
+                parameter.data[:, :, :2] = 0
+                nn.init.kaiming_normal_(parameter.data[:, :, 2], nonlinearity="linear")
+            else:
+                nn.init.kaiming_normal_(parameter, nonlinearity="linear")
+    return vae
+
+
+def clip(seed: int, height: int, width: int, frames: int) -> Tensor:
+    """A training clip (3, frames, height, width); shorter ones are cut out of a whole clip."""
+    rng = np.random.default_rng(seed)
+    video = scenes.render(scenes.draw_scene(rng), height, width)
+    start = rng.integers(scenes.FRAMES - frames + 1)
+    return video[:, start : start + frames]
+
+
+def stage(step: int) -> tuple[int, int, int, float]:
+    """Steps since the stage of `step` began, and its frames, clips and learning rate."""
+    at = 0
+    while at < len(STAGES) - 1 and step >= STAGES[at][0]:
+        step, at = step - STAGES[at][0], at + 1
+    return step, *STAGES[at][1:]
+
+
+def rate(step: int) -> float:
+    """Learning rate; it rises anew with each stage, since longer clips wake weights that rested."""
+    since, _, _, peak = stage(step)
+    return cosine(step, TOTAL, peak) * min(1, (since + 1) / WARM_UP)
+
+
+def batch(step: int) -> Tensor:
+    """The clips (B, 3, T, H, W) of training step `step`."""
+    _, frames, count, _ = stage(step)
+    height, width = SIDES[step % len(SIDES)]
+    return torch.stack([clip(step * 64 + i, height, width, frames) for i in range(count)])
+
+
+def normalise(mu: Tensor) -> Tensor:
+    """Raw means (B, 16, F, H, W) as the official pipeline normalises them."""
+    mean, std = (mu.new_tensor(values).view(1, -1, 1, 1, 1) for values in (STATS.mean, STATS.std))
+    return (mu - mean) / std
+
+
+def restore(latent: Tensor) -> Tensor:
+    """The inverse of `normalise`."""
+    mean, std = (latent.new_tensor(values).view(1, -1, 1, 1, 1) for values in (STATS.mean, STATS.std))
+    return latent * std + mean
+
+
+def loss(vae: nn.Module, step: int) -> Tensor:
+    """Reconstruction error with noise on the latent, and the latents' mean square."""
+    torch.manual_seed(step)
+    dtype = next(vae.parameters()).dtype
+    video = batch(step).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+    latent = normalise(whole_clip.encode(vae, video))
+    made = whole_clip.decode(vae, restore(latent + NOISE * torch.randn_like(latent)))
+    error = (made - video).float()
+    return error.square().mean() + 0.1 * error.abs().mean() + PRIOR * latent.float().square().mean()
+
+
+def standardise(vae: WanVAE, clips: Tensor) -> None:
+    """Scale the latent's channels, and the decoder's view of them back, to the official statistics on `clips`."""
+    mu = vae.encode(clips)
+    mean, std = mu.mean(dim=(0, 2, 3, 4)), mu.std(dim=(0, 2, 3, 4))
+    factor = torch.tensor(STATS.std) / std
+    offset = torch.tensor(STATS.mean) - mean * factor
+    z = CONFIG.latent_channels
+    weight, bias = vae.conv1.weight.data, vae.conv1.bias.data
+    weight[:z] *= factor.view(-1, 1, 1, 1, 1)
+    bias[:z] = bias[:z] * factor + offset
+    weight[z:] = 0
+    bias[z:] = 2 * (NOISE * torch.tensor(STATS.std)).log()  # the log variances that it was trained with
+    weight, bias = vae.conv2.weight.data, vae.conv2.bias.data
+    weight /= factor.view(1, -1, 1, 1, 1)
+    bias -= weight.flatten(1) @ offset
+
+
+def psnr(vae: WanVAE, clips: Tensor) -> float:
+    """Peak signal to noise ratio in dB of `clips` (B, 3, T, H, W) through the VAE, pixels in [-1, 1]."""
+    made = torch.cat([vae.decode(vae.encode(video[None])) for video in clips]).clamp(-1, 1)
+    return 10 * float(torch.log10(4 / F.mse_loss(made, clips)))
+
+
+def train(folder: Path) -> WanVAE:
+    """The trained VAE, ready to be saved; `folder` keeps the run."""
+    trainer = Trainer(initial(), folder, TOTAL, rate, matrices=lambda name: True)
+    trainer.run(loss)
+    vae = trainer.averaged
+    with torch.no_grad():
+        standardise(vae, torch.stack([clip(10**6 + i, scenes.SIDE, scenes.SIDE, scenes.FRAMES) for i in range(64)]))
+    return vae

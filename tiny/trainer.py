@@ -1,0 +1,131 @@
+"""One training run: optimiser, averaged weights, progress and a state that it can go on from."""
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from wan_model.vae.model import innermost
+
+SAVE_EVERY = 100  # steps
+
+
+def cosine(step: int, steps: int, peak: float, warm_up: int = 50) -> float:
+    """A learning rate that rises to `peak` in `warm_up` steps and falls to 0 at `steps`."""
+    return peak * min(1, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+class Trainer:
+    """Trains what asks for a gradient in `model`, for `steps` steps; `averaged` is what is shipped.
+
+    The averaged weights follow the trained ones exponentially, by 1 - `average` a step. The gradients are computed by
+    a copy of the model in bfloat16, but for the parameters that `exact` names; the weights and the optimiser's state
+    are float32. rate: learning rate of each step. Matrices that `matrices` names are trained by Muon, all else by
+    AdamW. folder: where the log and the state lie; with a state there, the run goes on from it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        folder: Path,
+        steps: int,
+        rate: Callable[[int], float],
+        *,
+        average: float = 0.998,
+        matrices: Callable[[str], bool] = lambda name: False,
+        exact: Callable[[str], bool] = lambda name: False,
+    ):
+        self.model, self.folder, self.steps, self.rate, self.average = model, folder, steps, rate, average
+        self.work = copy.deepcopy(model).train()
+        for name, parameter in self.work.named_parameters():
+            parameter.data = innermost(parameter.data if exact(name) else parameter.data.bfloat16())
+        self.averaged = copy.deepcopy(model).requires_grad_(False)
+        self.flat, adam = {}, []
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and parameter.ndim > 1 and matrices(name):
+                self.flat[name] = nn.Parameter(parameter.data.view(len(parameter), -1))  # the same memory
+            elif parameter.requires_grad:
+                adam.append(parameter)
+        self.optimisers = [torch.optim.AdamW(adam, betas=(0.9, 0.98), weight_decay=0.0)]
+        muon = list(self.flat.values())
+        if muon:
+            self.optimisers.append(torch.optim.Muon(muon, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+        self.done = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.state.exists():
+            self._resume()
+
+    @property
+    def state(self) -> Path:
+        """The file that a stopped run goes on from."""
+        return self.folder / "state.pt"
+
+    def run(self, loss: Callable[[nn.Module, int], Tensor], until: int | None = None) -> list[float]:
+        """Train to step `until`, the last if None. loss(model, step) -> scalar, and seeds its own randomness by `step`.
+
+        Returns the losses of the steps that it made.
+        """
+        losses, began = [], time.monotonic()
+        bar = tqdm(range(self.done, until or self.steps), initial=self.done, total=self.steps, mininterval=5)
+        for step in bar:
+            value = loss(self.work, step)
+            value.backward()
+            self._update(step)
+            losses.append(value.item())
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(f"The loss of step {step} is {losses[-1]}: lower the learning rate.")
+            self.done = step + 1
+            if self.done % 10 == 0:
+                bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.4f}")
+            if self.done % SAVE_EVERY == 0 or self.done == self.steps:
+                self._save(losses[-SAVE_EVERY:], time.monotonic() - began)
+        return losses
+
+    def _update(self, step: int) -> None:
+        pairs = list(zip(self.model.parameters(), self.work.parameters(), strict=True))
+        for parameter, worker in pairs:
+            parameter.grad = None if worker.grad is None else worker.grad.float()
+            worker.grad = None
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for name, flat in self.flat.items():
+            grad = self.model.get_parameter(name).grad
+            flat.grad = None if grad is None else grad.flatten(1)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.rate(step)
+            optimiser.step()
+        keep = min(self.average, (step + 1) / (step + 10))  # follows closely at first
+        with torch.no_grad():
+            for (parameter, worker), averaged in zip(pairs, self.averaged.parameters(), strict=True):
+                worker.copy_(parameter)
+                averaged.lerp_(parameter, 1 - keep)
+
+    def _save(self, losses: list[float], seconds: float) -> None:
+        partial = self.state.with_suffix(".partial")
+        torch.save(
+            {
+                "done": self.done,
+                "model": self.model.state_dict(),
+                "averaged": self.averaged.state_dict(),
+                "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            },
+            partial,
+        )
+        partial.replace(self.state)
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps({"step": self.done, "loss": sum(losses) / len(losses), "seconds": seconds}) + "\n")
+
+    def _resume(self) -> None:
+        state = torch.load(self.state, weights_only=True)
+        self.done = state["done"]
+        self.model.load_state_dict(state["model"])
+        self.work.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
