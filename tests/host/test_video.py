@@ -286,7 +286,7 @@ def test_cancel_while_saving_keeps_nothing_and_the_next_run_works(video, vae, la
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux counts it")
-@pytest.mark.slow  # ten minutes
+@pytest.mark.slow  # minutes
 def test_saving_takes_the_memory_of_a_few_frames(tmp_path):
     script = Path(__file__).with_name("peak_of_saving.py")
     peaks = []

@@ -308,7 +308,7 @@ def test_the_planned_peak_follows_the_clips_length(version, width, encode, laten
     config = CONFIGS[version]
     if width:
         config = VAEConfig(version, config.latent_channels, width, width)
-    for side, tile in ((96, None), (192, (96, 96))):
+    for side, tile in ((96, None), (192, (192, 96))):
         latent = (1, config.latent_channels, latents, side // config.stride, side // config.stride)
         if encode:
             plan = plan_encode(config, (1, 3, 4 * latents - 3, side, side), tile, 2)
