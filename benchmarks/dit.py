@@ -54,8 +54,7 @@ one thread, which other programs disturb least. Speed: times that of the fastest
 memory held besides weights and input, on a CPU in tensors. A block: operations that compute or copy, and what they read
 and wrote, when nothing is done in parts. Error: relative, against ComfyUI's float32 result. "frames": a timestep for
 each latent frame, which diffusers takes for each token, as the official code does. Time in: of a traced run, kinds of
-operation above 5%. What is done once in a forward weighs
-more in few blocks than in the 30 or 40 of a released model."""
+operation above 5%. What is done once in a forward weighs more in few blocks than in 30 or 40."""
 COLUMNS = ["case", "DiT", "seconds", "speed", "peak MiB", "kernels a block", "MiB a block", "error", "time in"]
 
 
