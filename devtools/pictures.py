@@ -7,13 +7,15 @@ node, whose picture is the small graph of its help page; without one, all are ta
 """
 
 import argparse
+import gzip
 import json
 import logging
+import math
 import sys
 import tempfile
 from pathlib import Path
 
-from tiny import examples
+from tiny import examples, random_weights
 
 from . import host
 from .demo import WORKFLOWS
@@ -24,6 +26,7 @@ from .server import Server
 HELP = ROOT / "web" / "docs" / "pictures"
 SIZE = {"width": 1600, "height": 1100}  # of the window, in pixels
 MARGIN = 24  # around a graph, in pixels
+SETTLING = 1500  # milliseconds in which pictures and notes arrive in the nodes and change their sizes
 
 PROMPTS = ("WanTextEncode.positive WanSampler.positive", "WanTextEncode.negative WanSampler.negative")
 SAVED = ("WanSampler.LATENT WanVAEDecodeToVideo.samples", "WanVAEDecodeToVideo.VIDEO SaveVideo.video")
@@ -59,7 +62,6 @@ GRAPHS = {  # the links of the small graph around each node
         "WanVACE.latent WanSampler.latent",
     ),
     "WanEmptyLatent": ("WanVAELoader.VAE WanEmptyLatent.vae", "WanEmptyLatent.LATENT WanSampler.latent"),
-    "WanModelInfo": ("WanModelInfo.text PreviewAny.source",),
     "WanStepCache": ("WanModelLoader.MODEL WanStepCache.model", "WanStepCache.MODEL WanSampler.model"),
     "WanGuidance": ("WanModelLoader.MODEL WanGuidance.model", "WanGuidance.MODEL WanSampler.model"),
     "WanSampler": (
@@ -79,13 +81,16 @@ GRAPHS = {  # the links of the small graph around each node
         "WanVAEDecode.IMAGE SaveImage.images",
     ),
     "WanVAEDecodeToVideo": ("WanVAELoader.VAE WanVAEDecodeToVideo.vae", *SAVED),
+    # the last one: the editor would give its "file" to the LoadVideo that follows it under the same number
+    "WanModelInfo": ("WanModelInfo.text PreviewAny.source",),
 }
-VALUES = {  # of widgets in the small graphs
-    "model_name": "wan2.1_t2v_1.3B_fp16.safetensors",
-    "vae_name": "wan_2.1_vae.safetensors",
-    "image": examples.FILES[0],
-}
-BUILD = """(links) => {
+VALUES = (  # of widgets in the small graphs: node, widget, value
+    ("WanModelLoader", "model_name", "wan2.1_t2v_1.3B_fp16.safetensors"),
+    ("WanVAELoader", "vae_name", "wan_2.1_vae.safetensors"),
+    ("LoadImage", "image", examples.FILES[0]),
+    ("LoadVideo", "file", examples.FILES[-1]),
+)
+BUILD = """([links, values]) => {
     app.graph.clear()
     app.nodeOutputs = {}  // their keys are the numbers of nodes, which begin anew
     const nodes = {}, column = {}
@@ -93,6 +98,8 @@ BUILD = """(links) => {
         if (nodes[type]) return
         nodes[type] = LiteGraph.createNode(type)
         column[type] = 0
+        for (const [node, name, value] of values)
+            if (node === type) nodes[type].widgets.find((widget) => widget.name === name).value = value
         app.graph.add(nodes[type])
     }
     for (const link of links) {
@@ -102,22 +109,25 @@ BUILD = """(links) => {
         column[to] = Math.max(column[to], column[from] + 1)
         nodes[from].connect(nodes[from].findOutputSlot(output), nodes[to], nodes[to].findInputSlot(input))
     }
+    for (const type in nodes) nodes[type].pos = [1000 * column[type], 0]
+}"""
+ARRANGE = """() => {
+    const columns = Object.groupBy(app.graph._nodes, (node) => node.pos[0])
     let x = 0
-    for (let at = 0; at <= Math.max(...Object.values(column)); at++) {
-        const members = Object.keys(nodes).filter((type) => column[type] === at).map((type) => nodes[type])
+    for (const at of Object.keys(columns).sort((a, b) => a - b)) {
         let y = 0
-        for (const node of members) {
-            node.setSize(node.computeSize())
-            node.setSize([Math.max(node.size[0], 260), node.size[1]])
+        for (const node of columns[at]) {
+            const [width, height] = node.computeSize()
+            node.setSize([Math.max(width, 280), height])
             node.pos = [x, y]
-            y += node.size[1] + 70
+            y += height + 70
         }
-        x += Math.max(...members.map((node) => node.size[0])) + 80
+        x += Math.max(...columns[at].map((node) => node.size[0])) + 80
     }
 }"""
 FIT = """async (margin) => {
-    await new Promise((done) => setTimeout(done, 700))  // pictures of nodes arrive and change their sizes
-    const bounds = app.graph._nodes.map((node) => node.getBounding())
+    const title = LiteGraph.NODE_TITLE_HEIGHT
+    const bounds = app.graph._nodes.map(({ pos, size }) => [pos[0], pos[1] - title, size[0], size[1] + title])
     const left = Math.min(...bounds.map((b) => b[0])), top = Math.min(...bounds.map((b) => b[1]))
     const right = Math.max(...bounds.map((b) => b[0] + b[2])), bottom = Math.max(...bounds.map((b) => b[1] + b[3]))
     const area = app.canvas.canvas.getBoundingClientRect()
@@ -141,24 +151,39 @@ FIT = """async (margin) => {
 
 
 def place_models(models: Path) -> None:
-    """Empty files under the names that the workflows load, so that the editor marks none of them as missing."""
-    for workflow in WORKFLOWS.glob("*.json"):
-        for node in json.loads(workflow.read_text(encoding="utf-8"))["nodes"]:
-            for model in node["properties"].get("models", ()):
-                (models / model["directory"]).mkdir(exist_ok=True)
-                (models / model["directory"] / model["name"]).touch()
+    """The files that the workflows load, as the editor sees them: whole headers, and weights that take no space."""
+    with gzip.open(random_weights.GOLDEN / "checkpoints.json.gz") as file:
+        layouts = json.load(file)
+    for tiny in random_weights.FILES:
+        (models / tiny.folder).mkdir(exist_ok=True)
+        for name in tiny.stands_in_for:
+            kind, width = ("F8_E4M3", 1) if "fp8" in name else ("F16", 2)
+            write_hollow(models / tiny.folder / name, layouts[tiny.layout], kind, width)
+
+
+def write_hollow(path: Path, shapes: dict[str, list[int]], kind: str, width: int) -> None:
+    """A safetensors file of tensors of `shapes`, `width` bytes a number, whose weights are a hole in the file."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + width * math.prod(shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
 
 
 def photograph(editor: Editor, name: str) -> Path:
     """Take the picture of the template or node `name`; return its path."""
     if name in GRAPHS:
-        editor.page.evaluate(BUILD, GRAPHS[name])
-        for widget, value in VALUES.items():
-            editor.set(widget, value)
+        editor.page.evaluate(BUILD, [GRAPHS[name], VALUES])
+        editor.page.wait_for_timeout(SETTLING)
+        editor.page.evaluate(ARRANGE)
         path = HELP / f"{name}.jpg"
     else:
         editor.open(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
         path = WORKFLOWS / f"{name}.jpg"
+    editor.page.wait_for_timeout(SETTLING)
     clip = editor.page.evaluate(FIT, MARGIN)
     editor.page.screenshot(path=path, type="jpeg", quality=80, clip=clip)
     return path
