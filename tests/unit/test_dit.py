@@ -167,7 +167,7 @@ def test_window_of_the_configuration(case, relative_error):
     model, inputs, velocity = case("t2v")
     near = WanDiT(dataclasses.replace(model.config, window_size=(9, 9)))
     near.requires_grad_(False).load_state_dict(model.state_dict())
-    expected = model(**inputs, attention=local((9, 9)), cross_attention=sdpa)
+    expected = model(**inputs, attention=local((9, 9)), cross_attention=sdpa_once)
     assert relative_error(near(**inputs), expected) < 1e-6
     assert relative_error(expected, velocity) > 1e-3
     wide = WanDiT(dataclasses.replace(model.config, window_size=(59, 59)))
