@@ -21,7 +21,7 @@ export function addPanel(node, name, element, minHeight) {
     options.getMaxHeight = () => (minHeight && !box.hidden ? undefined : measure())
     const widget = node.addDOMWidget(`wan_${name}`, `wan_${name}`, box, options)
     widget.serialize = false
-    widget.hidden = true  // or its empty frame would lie over the canvas below the node and take its clicks
+    widget.hidden = true // or its empty frame would lie over the canvas below the node and take its clicks
     return {
         show(visible) {
             box.hidden = widget.hidden = !visible

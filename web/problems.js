@@ -5,7 +5,12 @@ import { chosenFile, fileOf, loaderOf, modelOfLatent, vaeOfLatent } from "./file
 import { ask } from "./server.js"
 import { translate } from "./text.js"
 
-const TEXT_LOADERS = ["WanTextEncoderLoader", "CLIPLoader", "DualCLIPLoader", "TripleCLIPLoader", "QuadrupleCLIPLoader"]
+const OTHER_TEXT_LOADERS = { // node class of the host -> the widget that says what it loads, where that can be umT5
+    CLIPLoader: "type",
+    DualCLIPLoader: null,
+    TripleCLIPLoader: null,
+    QuadrupleCLIPLoader: null,
+}
 const LORA_SLOTS = [1, 2, 3, 4]
 
 const WIRES = { // node class -> what reaches a node, as lists of values for the server's check of it
@@ -30,9 +35,10 @@ const WIRES = { // node class -> what reaches a node, as lists of values for the
             .filter(Boolean)
             .map((lora_name) => ({ model: fileOf(loaderOf(node, "model")), lora_name })),
     WanTextEncode(node) {
-        const loader = upstream(node, "clip", (found) => TEXT_LOADERS.includes(found.comfyClass))
-        if (!loader || loader.comfyClass === "WanTextEncoderLoader") return []
-        return [{ clip_type: loader.comfyClass === "CLIPLoader" ? widgetValue(loader, "type") : loader.comfyClass }]
+        const loader = upstream(node, "clip", (found) => found.comfyClass in OTHER_TEXT_LOADERS)
+        if (!loader) return []
+        const widget = OTHER_TEXT_LOADERS[loader.comfyClass]
+        return [{ clip_type: widget ? widgetValue(loader, widget) : loader.comfyClass }]
     },
 }
 const ALL_NEEDED = ["WanVACE", "WanConditioning", "WanLoraLoader"]

@@ -13,6 +13,7 @@ const PRESETS = [
     ["720p portrait", 720, 1280],
     ["720p square", 960, 960],
 ]
+const IMAGE_WIDGETS = { LoadImage: "image" } // node class -> the widget with the name of its picture
 const IMAGE_AREAS = [["480p image", 832 * 480], ["720p image", 1280 * 720]]
 
 /** A menu of sizes for `node`, which sets its widgets width and height. */
@@ -56,10 +57,11 @@ export class SizeMenu {
     }
 }
 
-/** The picture of the LoadImage that is connected to `start_image` of `node`, loaded, or null. */
+/** The picture of the loader that is connected to `start_image` of `node`, loaded, or null. */
 async function startImage(node) {
     const loader = source(node, "start_image")?.node
-    const name = loader?.comfyClass === "LoadImage" && widgetValue(loader, "image")
+    const widget = IMAGE_WIDGETS[loader?.comfyClass]
+    const name = widget && widgetValue(loader, widget)
     if (!name) return null
     const [, path, type] = /^(.*?)(?: \[(\w+)\])?$/.exec(name)
     const [, subfolder, filename] = /^(?:(.*)\/)?([^/]*)$/.exec(path)
