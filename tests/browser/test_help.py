@@ -1,4 +1,4 @@
-"""The help page of a node in the editor, and its texts in Chinese."""
+"""The help page of a node in the editor, in each language."""
 
 import pytest
 
@@ -22,12 +22,9 @@ def language(request, editor) -> str:
     return request.param
 
 
-def test_nodes_and_help_speak_the_language(language, editor, page):
+def test_the_help_page_speaks_the_language(language, editor, page):
     texts = locales.read(language)["WanSampler"]
     title = page.evaluate(TITLE)
-    assert page.evaluate("app.graph._nodes[0].title") == texts["display_name"]
-    labels = page.evaluate("app.graph._nodes[0].widgets.map((widget) => widget.label ?? widget.name)")
-    assert texts["inputs"]["steps"]["name"] in labels
     page.mouse.click(*title)
     page.get_by_test_id("info-button").click()
     page.get_by_text(texts["inputs"]["boundary"]["tooltip"][:30]).first.wait_for()
