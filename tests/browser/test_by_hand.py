@@ -56,8 +56,8 @@ def pick(page, words: str, title: str) -> None:
     page.get_by_text(title, exact=True).first.wait_for()
     page.keyboard.press("Enter")
     page.wait_for_function("(count) => app.graph._nodes.length > count", arg=count)
-    page.mouse.move(1000, 700, steps=4)
-    page.mouse.click(1000, 700)  # the newer editor's node follows the mouse until then
+    page.mouse.move(1150, 800, steps=4)
+    page.mouse.click(1150, 800)  # the newer editor's node follows the mouse until then
 
 
 def test_a_node_from_the_search_is_placed_and_wired_by_hand_and_its_video_restores_the_graph(open_workflow, page):
