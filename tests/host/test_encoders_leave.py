@@ -38,6 +38,7 @@ def test_only_a_changed_prompt_is_encoded_again(run_node, clip, encoded):
 
 
 def test_the_text_encoder_leaves_and_others_stay(run_node, clip, t2v):
+    comfy.model_management.unload_all_models()  # what earlier tests left
     comfy.model_management.load_models_gpu([t2v])
     run_node("WanTextEncode", clip=clip, positive="another cat", negative="")
     assert loaded() == [t2v.model]
