@@ -41,6 +41,7 @@ TYPES = "app.graph._nodes.map((node) => node.type).sort()"
 
 def wire(page, origin: str, output: str, target: str, given: str) -> None:
     """Drag a link with the mouse from an output of one type of node to an input of another."""
+    page.wait_for_timeout(500)  # a node just placed must be drawn before its slots can be grabbed
     page.mouse.move(*page.evaluate(SLOT, [origin, False, output]))
     page.mouse.down()
     page.mouse.move(*page.evaluate(SLOT, [target, True, given]), steps=8)
