@@ -4,7 +4,6 @@ Each builder takes a configuration and weights in official names, and returns an
 and whose decode(latent) gives video, both (B, C, T, H, W).
 """
 
-import sys
 from collections.abc import Callable
 from itertools import product
 from types import SimpleNamespace
@@ -25,21 +24,6 @@ SHAPE = {
     "temperal_downsample": [False, True, True],
     "dropout": 0.0,
 }
-
-
-def start_comfyui(*options: str) -> str:
-    """Make the host's modules ready to be imported, with these options of its command line; return its version."""
-    arguments, sys.argv = sys.argv, ["main.py", *options]
-    if not torch.cuda.is_available():
-        sys.argv.append("--cpu")
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import comfy.cli_args
-    import comfyui_version
-
-    sys.argv = arguments
-    return comfyui_version.__version__
 
 
 def ours(config: VAEConfig, weights: Weights) -> WanVAE:

@@ -4,41 +4,26 @@ Without an option it takes some minutes on a CPU. --quick only shows that everyt
 The result goes into a section of its own in benchmarks/results.md.
 """
 
-import argparse
 import functools
 import importlib.metadata
-import logging
 import math
-import os
 import re
-import sys
 import time
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 
+import bench
+import dit_contenders
+import measure
+import page
+import recipe
 import torch
+from bench import DEVICE, log
 from torch.utils.flop_counter import FlopCounterMode
 
-ROOT = Path(__file__).resolve().parent.parent
-COMFYUI = os.environ.get("WAN_COMFYUI")  # `dev.py bench` sets it
-if not COMFYUI:
-    sys.exit("This compares with ComfyUI: run it as `python3 dev.py bench dit`.")
-sys.path[:0] = [COMFYUI]
-sys.path += [str(ROOT), str(ROOT / "tests" / "golden")]  # last: this pack's `nodes` would hide the host's
+from wan_model.configs import DiTConfig
+from wan_model.dit import WanDiT
 
-import contenders  # noqa: E402, they need the path above
-import dit_contenders  # noqa: E402
-import measure  # noqa: E402
-import page  # noqa: E402
-import recipe  # noqa: E402
-
-from wan_model.configs import DiTConfig  # noqa: E402
-from wan_model.dit import WanDiT  # noqa: E402
-
-log = logging.getLogger("bench")
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SMALL = DiTConfig("t2v", dim=1536, ffn_dim=8960, heads=12, layers=30, in_dim=16, out_dim=16, text_dim=4096)
 LARGE = DiTConfig("t2v", dim=5120, ffn_dim=13824, heads=40, layers=40, in_dim=16, out_dim=16, text_dim=4096)
 TINY = DiTConfig("t2v", dim=256, ffn_dim=512, heads=2, layers=2, in_dim=16, out_dim=16, text_dim=64)
@@ -210,35 +195,15 @@ def limits(shares: dict[str, float], run: measure.Run, seconds: float) -> str:
 
 def main() -> None:
     """Run a preset and write its section."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", dest="preset", action="store_const", const="quick", help="only try that all runs")
-    size.add_argument("--full", dest="preset", action="store_const", const="full", help="real clips, for a GPU")
-    parser.add_argument("--page", type=Path, help="file to write into; default: benchmarks/results.md, --quick: none")
-    options = parser.parse_args()
-    preset = options.preset or "default"
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)  # the host's
-    log.setLevel(logging.INFO)
-    version = contenders.start_comfyui("--use-pytorch-cross-attention")
+    options = bench.begin(bench.parser(__doc__))
+    preset, version, rows = PRESETS[options.preset], bench.start_comfyui("--use-pytorch-cross-attention"), []
     versions = f"ComfyUI {version}, diffusers {importlib.metadata.version('diffusers')}"
-    path = options.page or (None if preset == "quick" else page.PAGE)
-    rows = []
     if DEVICE.type == "cpu":
         torch.set_num_threads(1)
     with torch.no_grad():  # not inference_mode: that hides the parts of an operation from the tracer
-        for case in PRESETS[preset].cases:
-            rows += measured(case, PRESETS[preset].rounds, PRESETS[preset].budget)
-            if path:  # after each case, so that a long run that is cut short leaves what it has
-                write(path, preset, versions, rows)
-
-
-def write(path: Path, preset: str, versions: str, rows: list[list[str]]) -> None:
-    """Put the rows so far into the page's section of this preset and device."""
-    command = "python3 dev.py bench dit" + ("" if preset == "default" else f" --{preset}")
-    section = page.section(
-        f"DiT ({preset}, {DEVICE.type})", command, versions, f"{NOTE}\n\n{page.table(COLUMNS, rows)}"
-    )
-    page.replace(path, f"dit {preset} {DEVICE.type}", section)
+        for case in preset.cases:
+            rows += measured(case, preset.rounds, preset.budget)
+            bench.write(options, "DiT", versions, NOTE, page.table(COLUMNS, rows))  # what a cut long run leaves
 
 
 if __name__ == "__main__":

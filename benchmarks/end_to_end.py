@@ -4,9 +4,6 @@ Without an option it takes some minutes on a CPU. --quick only shows that everyt
 The result goes into a section of its own in benchmarks/results.md.
 """
 
-import argparse
-import logging
-import os
 import statistics
 import sys
 import tempfile
@@ -14,23 +11,16 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import bench
+import page
 import torch
+from bench import COMFYUI, log
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).resolve().parent.parent
-COMFYUI = os.environ.get("WAN_COMFYUI")  # `dev.py bench` sets it
-if not COMFYUI:
-    sys.exit("This compares with ComfyUI: run it as `python3 dev.py bench end_to_end`.")
-sys.path += [str(ROOT)]
-
-import page  # noqa: E402, they need the path above
-
-from devtools import host  # noqa: E402
-from devtools.client import Client  # noqa: E402
-from devtools.server import Server  # noqa: E402
-from tiny import random_weights  # noqa: E402
-
-log = logging.getLogger("bench")
+from devtools import host
+from devtools.client import Client
+from devtools.server import Server
+from tiny import random_weights
 
 DIT, VAE, TEXT = "bench_dit.safetensors", "bench_vae.safetensors", "bench_umt5.safetensors"
 SHIFT, SEED = 8.0, 1  # ComfyUI's own shift for Wan
@@ -72,7 +62,6 @@ PRESETS = {
 
 def write_models(models: Path, case: Case) -> None:
     """The files of a case under the server's folder `models`."""
-    kept = {"blocks": case.blocks}
     layout, kept = f"official/wan2.1_t2v_{case.model}", {"blocks": case.blocks}
     dit = random_weights.Tiny(DIT, "diffusion_models", (), layout, {}, kept)
     vae = random_weights.Tiny(VAE, "vae", (), "official/wan2.1_vae", {})
@@ -207,27 +196,14 @@ def measured(case: Case, comfyui: Path, base: Path) -> list[list[str]]:
 
 def main() -> None:
     """Run a preset and write its section."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", dest="preset", action="store_const", const="quick", help="only try that all runs")
-    size.add_argument("--full", dest="preset", action="store_const", const="full", help="real clips, for a GPU")
-    parser.add_argument("--page", type=Path, help="file to write into; default: benchmarks/results.md, --quick: none")
-    options = parser.parse_args()
-    preset = options.preset or "default"
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    comfyui = host.locate(COMFYUI)
-    path = options.page or (None if preset == "quick" else page.PAGE)
-    device, rows = "cuda" if torch.cuda.is_available() else "cpu", []
+    options = bench.begin(bench.parser(__doc__))
+    comfyui, rows = host.locate(COMFYUI), []
     with tempfile.TemporaryDirectory(prefix="wan-bench-") as folder:
         host.prepare_base(Path(folder))
-        for case in PRESETS[preset]:
+        for case in PRESETS[options.preset]:
             rows += measured(case, comfyui.folder, Path(folder))
-    if path:
-        command = "python3 dev.py bench end_to_end" + ("" if preset == "default" else f" --{preset}")
-        text = f"{NOTE}\n\n{page.table(COLUMNS, rows)}"
-        title = f"From prompt to frames ({preset}, {device})"
-        section = page.section(title, command, f"ComfyUI {comfyui.version}", text)
-        page.replace(path, f"end_to_end {preset} {device}", section)
+    versions = f"ComfyUI {comfyui.version}"
+    bench.write(options, "From prompt to frames", versions, NOTE, page.table(COLUMNS, rows))
 
 
 if __name__ == "__main__":

@@ -7,29 +7,18 @@ into a section of its own in benchmarks/results.md.
 import argparse
 import asyncio
 import importlib
-import logging
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import bench
+import page
 import torch
+from bench import ROOT, log
 
-ROOT = Path(__file__).resolve().parent.parent
-COMFYUI = os.environ.get("WAN_COMFYUI")  # `dev.py bench` sets it
-if not COMFYUI:
-    sys.exit("This runs in ComfyUI: run it as `python3 dev.py bench step_cache`.")
-sys.path[:0] = [COMFYUI]
-sys.path += [str(ROOT)]  # last: this pack's `nodes` would hide the host's
+from tiny import evaluate, family, judge
 
-import contenders  # noqa: E402, they need the path above
-import page  # noqa: E402
-
-from tiny import evaluate, family, judge  # noqa: E402
-
-from wan_model.vae import build_vae  # noqa: E402
-
-log = logging.getLogger("bench")
+from wan_model.vae import build_vae
 
 BUDGETS = {
     "easycache": (0.025, 0.05, 0.1, 0.2),
@@ -115,11 +104,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=evaluate.PROMPTS, help="prompts")
     parser.add_argument("--models", type=Path, default=family.MODELS, help="folder with the family's files")
-    parser.add_argument("--page", type=Path, default=page.PAGE, help="file to write into")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)  # the host's
-    log.setLevel(logging.INFO)
-    version = contenders.start_comfyui()
+    parser.add_argument("--page", type=Path, help="file to write into; default: benchmarks/results.md")
+    options = bench.begin(parser)
+    version = bench.start_comfyui()
     nodes = importlib.import_module("nodes")
     assert asyncio.run(nodes.load_custom_node(str(ROOT))), "the pack could not be loaded"
     pack = sys.modules[str(ROOT).replace(".", "_x_")]

@@ -5,36 +5,22 @@ Without an option it takes some minutes on a CPU. --quick only shows that everyt
 benchmarks/results.md.
 """
 
-import argparse
 import functools
 import importlib.metadata
-import logging
-import os
-import sys
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
+import bench
+import contenders
+import measure
+import page
+import recipe
 import torch
+from bench import DEVICE, log
 
-ROOT = Path(__file__).resolve().parent.parent
-COMFYUI = os.environ.get("WAN_COMFYUI")  # `dev.py bench` sets it
-if not COMFYUI:
-    sys.exit("This compares with ComfyUI: run it as `python3 dev.py bench vae`.")
-sys.path[:0] = [COMFYUI]
-sys.path += [str(ROOT), str(ROOT / "tests" / "golden")]  # last: this pack's `nodes` would hide the host's
+from wan_model.configs import VAEConfig
+from wan_model.vae import TilePlan, WanVAE, make_vae, plan_decode, plan_encode
 
-import contenders  # noqa: E402, they need the path above
-import measure  # noqa: E402
-import page  # noqa: E402
-import recipe  # noqa: E402
-
-from wan_model.configs import VAEConfig  # noqa: E402
-from wan_model.vae import TilePlan, WanVAE, make_vae, plan_decode, plan_encode  # noqa: E402
-
-log = logging.getLogger("bench")
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FULL_WIDTH = {"2.1": (96, 96), "2.2": (160, 256)}
 CHANNELS = {"2.1": 16, "2.2": 48}
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
@@ -244,37 +230,16 @@ def limits(plan: TilePlan | None, shares: dict[str, float], shape: tuple[int, ..
 
 def main() -> None:
     """Run a preset and write its section."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", dest="preset", action="store_const", const="quick", help="only try that all runs")
-    size.add_argument("--full", dest="preset", action="store_const", const="full", help="real clips, for a GPU")
+    parser = bench.parser(__doc__)
     parser.add_argument("--only", default="", metavar="TEXT", help="the cases with this text in their names")
-    parser.add_argument("--page", type=Path, help="file to write into; default: benchmarks/results.md, --quick: none")
-    options = parser.parse_args()
-    preset = options.preset or "default"
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)  # the host's
-    log.setLevel(logging.INFO)
-    version = contenders.start_comfyui()
+    options = bench.begin(parser)
+    preset, version, rows = PRESETS[options.preset], bench.start_comfyui(), []
     versions = f"ComfyUI {version}, diffusers {importlib.metadata.version('diffusers')}"
-    path = options.page or (None if preset == "quick" else page.PAGE)
-    rows = []
     with torch.inference_mode():
-        for case in PRESETS[preset].cases:
-            if options.only not in str(case):
-                continue
-            rows += measured(case, PRESETS[preset].rounds, PRESETS[preset].budget)
-            if path:  # after each case, so that a long run that is cut short leaves what it has
-                write(path, preset, options.only, versions, rows)
-
-
-def write(path: Path, preset: str, only: str, versions: str, rows: list[list[str]]) -> None:
-    """Put the rows so far into the page's section of this preset, choice of cases and device."""
-    command = "python3 dev.py bench vae" + ("" if preset == "default" else f" --{preset}")
-    command += f' --only "{only}"' if only else ""
-    name = f"{preset}, {only}, {DEVICE.type}" if only else f"{preset}, {DEVICE.type}"
-    text = f"{NOTE}\n\n{page.table(COLUMNS, rows)}"
-    section = page.section(f"VAE ({name})", command, versions, text)
-    page.replace(path, f"vae {name}".replace(",", ""), section)
+        for case in preset.cases:
+            if options.only in str(case):
+                rows += measured(case, preset.rounds, preset.budget)
+                bench.write(options, "VAE", versions, NOTE, page.table(COLUMNS, rows))  # what a cut long run leaves
 
 
 if __name__ == "__main__":
