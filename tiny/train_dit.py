@@ -125,7 +125,7 @@ class Task:
     def prompt(self, index: int, step: int, rng: np.random.Generator) -> list[int]:
         """Tokens of a caption of clip `index` in either language, or now and then of no caption."""
         if rng.uniform() < UNPROMPTED:
-            text = NEGATIVE_PROMPT if step % 3 == 0 else ""
+            text = NEGATIVE_PROMPT if step % 10 == 0 else ""  # a long one, for which all of a batch are padded
         else:
             text = scenes.caption(self.scenes[index], rng, chinese=rng.uniform() < 0.4)
         return tokenise(self.tokens, text)
