@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import family, judge, scenes, train_dit, train_vae
+from . import family, judge, scenes
 from wan_model.configs import NEGATIVE_PROMPT
 
 HELD_OUT = 10**8  # seeds from here on are in no training set
@@ -47,7 +47,7 @@ def measure_vae(count: int = CLIPS) -> dict[str, float]:
     result = {}
     for name, way in ways.items():
         result[f"PSNR {name} (dB)"] = psnr(torch.cat([way(clip[None]) for clip in clips]).clamp(-1, 1), clips)
-    latents = train_vae.normalise(torch.cat([vae.encode(clip[None]) for clip in clips]))
+    latents = family.normalise(torch.cat([vae.encode(clip[None]) for clip in clips]))
     return result | {"latent mean": float(latents.mean()), "latent deviation": float(latents.std())}
 
 
@@ -78,8 +78,8 @@ def measure_i2v(count: int = PROMPTS, last: bool = False) -> dict[str, float]:
         given[:, :, 0] = true[:, :, 0]
         if last:
             given[:, :, -1] = true[:, :, -1]
-        pictures = train_vae.normalise(torch.cat([vae.encode(clip[None]) for clip in given]))
-        y = torch.cat((train_dit.frame_mask(torch.full((len(group),), last)), pictures), dim=1)
+        pictures = family.normalise(torch.cat([vae.encode(clip[None]) for clip in given]))
+        y = torch.cat((family.frame_mask(torch.full((len(group),), last)), pictures), dim=1)
         context = encoder([caption for _, caption in group])
         seeds = list(range(start, start + len(group)))
         clips = family.decode(vae, family.sample(dit, context, encoder([""]), seeds, y=y))

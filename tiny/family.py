@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
+import ftfy
 import sentencepiece
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import UMT5Config, UMT5EncoderModel
 
-from . import train_dit
-from .train_vae import restore
 from wan_model import checkpoint, solvers
+from wan_model.configs import LATENT_STATS
 from wan_model.dit import WanDiT, build_dit
 from wan_model.vae.model import WanVAE, build_vae
 
@@ -22,6 +23,8 @@ FOLDERS = {
 }
 SPIECE = "spiece_model"  # the tensor of a repackaged text encoder that holds its tokenizer
 SIZE = (5, 8, 8)  # of a demo clip's latent: frames, rows, columns
+TEXT = {"d_model": 128, "d_kv": 64, "num_heads": 2, "d_ff": 256, "num_layers": 2}  # sizes of the text encoder
+STATS = LATENT_STATS[16]
 STEPS, SHIFT, GUIDANCE = 20, 3.0, 4.0  # recommended for the family
 
 
@@ -41,12 +44,16 @@ def save(kind: str, weights: dict[str, Tensor]) -> Path:
     return file
 
 
-def save_pair(pair: train_dit.Pair, tokenizer: bytes) -> None:
-    """Write the text encoder, with its tokenizer inside, and the text-to-video DiT."""
-    encoder = pair.encoder.state_dict()
-    encoder.pop("encoder.embed_tokens.weight")  # the same tensor as shared.weight
-    save("umt5", encoder | {SPIECE: torch.frombuffer(bytearray(tokenizer), dtype=torch.uint8)})
-    save("t2v", pair.dit.state_dict())
+def normalise(mu: Tensor) -> Tensor:
+    """Raw means (B, 16, F, H, W) as the official pipeline normalises them."""
+    mean, std = (mu.new_tensor(values).view(1, -1, 1, 1, 1) for values in (STATS.mean, STATS.std))
+    return (mu - mean) / std
+
+
+def restore(latent: Tensor) -> Tensor:
+    """The inverse of `normalise`."""
+    mean, std = (latent.new_tensor(values).view(1, -1, 1, 1, 1) for values in (STATS.mean, STATS.std))
+    return latent * std + mean
 
 
 def load_vae() -> WanVAE:
@@ -59,6 +66,25 @@ def load_dit(kind: str) -> WanDiT:
     return build_dit(checkpoint.load(path(kind))[0], dtype=torch.float32)
 
 
+def text_encoder(vocabulary: int) -> UMT5EncoderModel:
+    """A umT5 encoder of the family's size for as many pieces, with T5's own initialisation."""
+    config = UMT5Config(vocab_size=vocabulary, feed_forward_proj="gated-gelu", dropout_rate=0.0, **TEXT)
+    return UMT5EncoderModel(config)
+
+
+def embed(encoder: UMT5EncoderModel, rows: list[list[int]]) -> Tensor:
+    """Context (B, L, text_dim) of tokenised prompts, zeros after the end of each."""
+    length = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    return encoder(input_ids=ids, attention_mask=mask).last_hidden_state * mask.unsqueeze(-1)
+
+
+def tokenise(tokens: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
+    """Token ids of a prompt, cleaned as the official tokenizer does, with the end token."""
+    return [*tokens.encode(" ".join(ftfy.fix_text(text).split())), tokens.eos_id()]
+
+
 class TextEncoder:
     """The umT5 of the family with its tokenizer, run by Hugging Face's class."""
 
@@ -66,12 +92,23 @@ class TextEncoder:
         weights, *_ = checkpoint.load(path("umt5"))
         spiece = bytes(weights.pop(SPIECE).numpy())
         self.tokens = sentencepiece.SentencePieceProcessor(model_proto=spiece)
-        self.model = train_dit.text_encoder(self.tokens.get_piece_size()).eval()
+        self.model = text_encoder(self.tokens.get_piece_size()).eval()
         self.model.load_state_dict(weights, strict=False)
 
     def __call__(self, prompts: list[str]) -> Tensor:
         """Context (B, L, text_dim) of the prompts, zeros after the end of each."""
-        return train_dit.embed(self.model, [train_dit.tokenise(self.tokens, prompt) for prompt in prompts])
+        return embed(self.model, [tokenise(self.tokens, prompt) for prompt in prompts])
+
+
+def frame_mask(last: Tensor) -> Tensor:
+    """The official mask (B, 4, F, H, W), 1 where a frame is given: the first and, where `last` (B,) says, the last.
+
+    The first latent frame stands for one frame, which counts in all four channels; a later one has a channel for each.
+    """
+    mask = torch.zeros(len(last), 4, *SIZE)
+    mask[:, :, 0] = 1
+    mask[last, 3, -1] = 1
+    return mask
 
 
 def sample(

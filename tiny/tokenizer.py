@@ -13,8 +13,11 @@ from wan_model.configs import NEGATIVE_PROMPT
 WORD_START = "\u2581"  # SentencePiece's mark for a space before a word
 
 
-def train(sentences: Iterable[str], size: int, words: Iterable[str] = ()) -> bytes:
-    """A model of at most about `size` pieces, learnt from `sentences`; each of `words` is a piece in any case."""
+def train(sentences: Iterable[str], size: int, words: Iterable[str] = (), coverage: float = 0.98) -> bytes:
+    """A model of at most about `size` pieces, learnt from `sentences`; each of `words` is a piece in any case.
+
+    coverage: part of the characters in the sentences that get pieces; the rest is spelt in bytes.
+    """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
@@ -23,7 +26,7 @@ def train(sentences: Iterable[str], size: int, words: Iterable[str] = ()) -> byt
         user_defined_symbols=list(words),
         hard_vocab_limit=False,
         byte_fallback=True,
-        character_coverage=0.98,
+        character_coverage=coverage,
         pad_id=0,
         eos_id=1,
         unk_id=2,

@@ -7,28 +7,26 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import ftfy
 import numpy as np
 import sentencepiece
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import UMT5EncoderModel
 
-from . import scenes, tokenizer, train_vae, whole_clip
+from . import family, scenes, tokenizer, whole_clip
 from .trainer import Trainer, cosine
 from wan_model.configs import NEGATIVE_PROMPT, PATCH, DiTConfig
 from wan_model.dit import FLOAT32_NAMES, WanDiT
 from wan_model.vae.model import WanVAE
 
 CONFIG = DiTConfig(variant="t2v", dim=256, ffn_dim=1024, heads=2, layers=6, in_dim=16, out_dim=16, text_dim=128)
-TEXT = {"d_model": 128, "d_kv": 64, "num_heads": 2, "d_ff": 256, "num_layers": 2}
 STEPS, BATCH, RATE = 2400, 48, 1.5e-3
 PICTURE_STEPS, PICTURE_RATE = 1200, 8e-4  # of image to video
 PICTURES, BOTH_ENDS = 3000, 0.45  # clips in its bank; part of the samples with the last frame given too
 SHIFT = 3.0
-LATENT = (16, 5, 8, 8)  # of a clip: channels, frames, rows, columns
 CLIPS = 4000  # in the bank of encoded clips
+BANK = "bank.pt"  # its file in the folder of the text-to-video run
 BANK_SEED = 2_000_000
 UNPROMPTED = 0.12  # part of the samples that is trained without its caption, for guidance
 
@@ -56,13 +54,7 @@ def initial(vocabulary: int, seed: int = 0) -> Pair:
             nn.init.normal_(parameter, std=0.02)
         else:
             nn.init.xavier_uniform_(parameter.flatten(1))
-    return Pair(text_encoder(vocabulary), dit)
-
-
-def text_encoder(vocabulary: int) -> UMT5EncoderModel:
-    """A umT5 encoder of the family's size for as many pieces, with T5's own initialisation."""
-    config = UMT5Config(vocab_size=vocabulary, feed_forward_proj="gated-gelu", dropout_rate=0.0, **TEXT)
-    return UMT5EncoderModel(config)
+    return Pair(family.text_encoder(vocabulary), dit)
 
 
 def is_matrix(name: str) -> bool:
@@ -73,14 +65,6 @@ def is_matrix(name: str) -> bool:
 def is_exact(name: str) -> bool:
     """Whether a parameter of the pair is computed with in float32."""
     return name.startswith("dit.") and FLOAT32_NAMES.match(name.removeprefix("dit.")) is not None
-
-
-def embed(encoder: UMT5EncoderModel, rows: list[list[int]]) -> Tensor:
-    """Context (B, L, text_dim) of tokenised prompts, zeros after the end of each."""
-    length = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
-    return encoder(input_ids=ids, attention_mask=mask).last_hidden_state * mask.unsqueeze(-1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, repeats: int = 1) -> Tensor:
@@ -104,7 +88,7 @@ def bank(vae: WanVAE, path: Path, count: int = CLIPS) -> Tensor:
             for first in range(0, count, 4):
                 clips = torch.stack([scenes.render(scene(first + i)) for i in range(4)]).bfloat16()
                 clips = clips.contiguous(memory_format=torch.channels_last_3d)
-                latents.append(train_vae.normalise(whole_clip.encode(vae, clips)).float())
+                latents.append(family.normalise(whole_clip.encode(vae, clips)).float())
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(torch.cat(latents).to(torch.float16), path)
     return torch.load(path, weights_only=True)
@@ -128,7 +112,7 @@ class Task:
             text = NEGATIVE_PROMPT if step % 10 == 0 else ""  # a long one, for which all of a batch are padded
         else:
             text = scenes.caption(self.scenes[index], rng, chinese=rng.uniform() < 0.4)
-        return tokenise(self.tokens, text)
+        return family.tokenise(self.tokens, text)
 
     def condition(self, chosen: np.ndarray, rng: np.random.Generator) -> Tensor | None:
         """The channels (B, 20, F, H, W) that are appended to the latents, or None."""
@@ -143,7 +127,7 @@ class Task:
         sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
         noise = torch.randn_like(clean)
         mixed = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
-        context = embed(pair.encoder, [self.prompt(index, step, rng) for index in chosen])
+        context = family.embed(pair.encoder, [self.prompt(index, step, rng) for index in chosen])
         y = self.condition(chosen, rng)
         x = mixed if y is None else torch.cat((mixed, y), dim=1)
         made = pair.dit(x.to(context.dtype), 1000 * sigma, context, attention=attend, cross_attention=attend)
@@ -160,18 +144,7 @@ class ImageTask(Task):
     def condition(self, chosen: np.ndarray, rng: np.random.Generator) -> Tensor:
         both = torch.from_numpy(rng.uniform(size=len(chosen)) < BOTH_ENDS)
         pictures = self.conditions[torch.from_numpy(chosen), both.long()].float()
-        return torch.cat((frame_mask(both), pictures), dim=1)
-
-
-def frame_mask(last: Tensor) -> Tensor:
-    """The official mask (B, 4, F, H, W), 1 where a frame is given: the first and, where `last` (B,) says, the last.
-
-    The first latent frame stands for one frame, which counts in all four channels; a later one has a channel for each.
-    """
-    mask = torch.zeros(len(last), 4, *LATENT[1:])
-    mask[:, :, 0] = 1
-    mask[last, 3, -1] = 1
-    return mask
+        return torch.cat((family.frame_mask(both), pictures), dim=1)
 
 
 def condition_bank(vae: WanVAE, path: Path, count: int = PICTURES) -> Tensor:
@@ -185,19 +158,14 @@ def condition_bank(vae: WanVAE, path: Path, count: int = PICTURES) -> Tensor:
                 clips[:, :, 1:-1] = 0
                 clips[0, :, -1] = 0
                 clips = clips.contiguous(memory_format=torch.channels_last_3d)
-                latents.append(train_vae.normalise(whole_clip.encode(vae, clips)).to(torch.float16))
+                latents.append(family.normalise(whole_clip.encode(vae, clips)).to(torch.float16))
         torch.save(torch.stack(latents), path)
     return torch.load(path, weights_only=True)
 
 
-def tokenise(tokens: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
-    """Token ids of a prompt, cleaned as the official tokenizer does, with the end token."""
-    return [*tokens.encode(" ".join(ftfy.fix_text(text).split())), tokens.eos_id()]
-
-
 def train(vae: WanVAE, folder: Path) -> Pair:
     """The trained pair; `folder` keeps the run."""
-    latents = bank(vae, folder / "bank.pt")
+    latents = bank(vae, folder / BANK)
     tokens = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.demo())
     return _run(initial(tokens.get_piece_size()), Task(latents, tokens), folder, STEPS, RATE)
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import scenes, whole_clip
+from . import family, scenes, whole_clip
 from .trainer import Trainer, cosine
-from wan_model.configs import LATENT_STATS, VAEConfig
+from wan_model.configs import VAEConfig
 from wan_model.vae.model import WanVAE
 
 CONFIG = VAEConfig("2.1", latent_channels=16, dim=16, dec_dim=16)
@@ -22,7 +22,6 @@ TOTAL = sum(steps for steps, *_ in STAGES)
 WARM_UP = 40
 NOISE, PRIOR = 0.1, 2e-4  # deviation of a training latent's noise; weight of the latents' mean square
 SIDES = (*((64, 64),) * 9, (64, 96), (96, 64), (80, 80))
-STATS = LATENT_STATS[CONFIG.latent_channels]
 
 
 def initial(seed: int = 0) -> WanVAE:
@@ -74,25 +73,13 @@ def batch(step: int) -> Tensor:
     return torch.stack([clip(step * 64 + i, height, width, frames) for i in range(count)])
 
 
-def normalise(mu: Tensor) -> Tensor:
-    """Raw means (B, 16, F, H, W) as the official pipeline normalises them."""
-    mean, std = (mu.new_tensor(values).view(1, -1, 1, 1, 1) for values in (STATS.mean, STATS.std))
-    return (mu - mean) / std
-
-
-def restore(latent: Tensor) -> Tensor:
-    """The inverse of `normalise`."""
-    mean, std = (latent.new_tensor(values).view(1, -1, 1, 1, 1) for values in (STATS.mean, STATS.std))
-    return latent * std + mean
-
-
 def loss(vae: nn.Module, step: int) -> Tensor:
     """Reconstruction error with noise on the latent, and the latents' mean square."""
     torch.manual_seed(step)
     dtype = next(vae.parameters()).dtype
     video = batch(step).to(dtype).contiguous(memory_format=torch.channels_last_3d)
-    latent = normalise(whole_clip.encode(vae, video))
-    made = whole_clip.decode(vae, restore(latent + NOISE * torch.randn_like(latent)))
+    latent = family.normalise(whole_clip.encode(vae, video))
+    made = whole_clip.decode(vae, family.restore(latent + NOISE * torch.randn_like(latent)))
     error = (made - video).float()
     return error.square().mean() + 0.1 * error.abs().mean() + PRIOR * latent.float().square().mean()
 
@@ -101,14 +88,14 @@ def standardise(vae: WanVAE, clips: Tensor) -> None:
     """Scale the latent's channels, and the decoder's view of them back, to the official statistics on `clips`."""
     mu = vae.encode(clips)
     mean, std = mu.mean(dim=(0, 2, 3, 4)), mu.std(dim=(0, 2, 3, 4))
-    factor = torch.tensor(STATS.std) / std
-    offset = torch.tensor(STATS.mean) - mean * factor
+    factor = torch.tensor(family.STATS.std) / std
+    offset = torch.tensor(family.STATS.mean) - mean * factor
     z = CONFIG.latent_channels
     weight, bias = vae.conv1.weight.data, vae.conv1.bias.data
     weight[:z] *= factor.view(-1, 1, 1, 1, 1)
     bias[:z] = bias[:z] * factor + offset
     weight[z:] = 0
-    bias[z:] = 2 * (NOISE * torch.tensor(STATS.std)).log()  # the log variances that it was trained with
+    bias[z:] = 2 * (NOISE * torch.tensor(family.STATS.std)).log()  # the log variances that it was trained with
     weight, bias = vae.conv2.weight.data, vae.conv2.bias.data
     weight /= factor.view(1, -1, 1, 1, 1)
     bias -= weight.flatten(1) @ offset

@@ -1,15 +1,15 @@
 """umT5 on the host's T5 classes: golden embeddings, every layout, prompts, and files that are something else."""
 
 import gzip
-import io
 import json
 import logging
 from pathlib import Path
 
 import pytest
-import sentencepiece
 import torch
 from safetensors.torch import save_file
+
+from tiny import tokenizer
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 PROMPT = "a red fox walks in the snow"
@@ -18,20 +18,7 @@ PROMPT = "a red fox walks in the snow"
 @pytest.fixture(scope="module")
 def spiece():
     """A SentencePiece model of 300 pieces with umT5's special tokens, as bytes."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([PROMPT, "the cat sits, a dog runs."] * 20),
-        model_writer=model,
-        vocab_size=300,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    return model.getvalue()
+    return tokenizer.train([PROMPT, "the cat sits, a dog runs."] * 20, 300, coverage=0.9995)
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,7 @@ def test_training_the_vae_improves_it_and_goes_on_where_it_stopped(tmp_path, mon
 
 def test_training_the_dit_improves_it(tmp_path):
     tokens = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.demo())
-    latents = torch.randn(8, *train_dit.LATENT, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.5
+    latents = torch.randn(8, 16, *family.SIZE, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.5
     trainer = Trainer(
         train_dit.initial(tokens.get_piece_size()),
         tmp_path,
