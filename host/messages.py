@@ -1,17 +1,17 @@
 """Words for the person at the graph."""
 
 import logging
-import sys
 
 from ..wan_model.configs import LATENT_STATS
+from . import server
 
 
 def say(node_id: str, text: str) -> None:
     """Shows `text` on the node `node_id` in the editor and writes it to the log."""
     logging.info("%s", text)
-    server = sys.modules.get("server")  # nodes also run without one, and importing it would start to build one
-    if server is not None and node_id is not None:
-        server.PromptServer.instance.send_progress_text(text, node_id)
+    instance = server.running()
+    if instance is not None and node_id is not None:
+        instance.send_progress_text(text, node_id)
 
 
 def latents(channels: int) -> str:

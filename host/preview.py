@@ -6,7 +6,6 @@ them (GET /wan/preview). A client that is slow misses steps, one that never asks
 
 import io
 import secrets
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from PIL import Image
 
 from ..wan_model import geometry
 from ..wan_model.configs import frame_rate
+from . import server
 
 EVENT = "wan.preview"
 SIDE = 192  # pixels of a preview frame at most
@@ -90,8 +90,8 @@ class Run:
             "fps": frames.shape[0] / seconds_of_clip,
             "picture": f"/wan/preview?key={self.key}&step={step + 1}",
         }
-        server = sys.modules["server"].PromptServer.instance
-        server.send_sync(EVENT, data, server.client_id)
+        instance = server.running()
+        instance.send_sync(EVENT, data, instance.client_id)
 
 
 def watch(patcher, skip: int = 0) -> None:
@@ -102,9 +102,8 @@ def watch(patcher, skip: int = 0) -> None:
 
 def where() -> dict[str, str] | None:
     """The node and prompt that are executed now, or None where there is no client to tell."""
-    server, context = sys.modules.get("server"), get_executing_context()
-    instance = getattr(server.PromptServer, "instance", None) if server else None
-    if context is None or getattr(instance, "client_id", None) is None:
+    context = get_executing_context()
+    if context is None or getattr(server.running(), "client_id", None) is None:
         return None
     node = get_progress_state().dynprompt.get_display_node_id(context.node_id)
     return {"node": node, "prompt_id": context.prompt_id}

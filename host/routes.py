@@ -1,11 +1,10 @@
 """What the editor may ask of the pack over HTTP, under /wan: questions with an answer, which change nothing."""
 
 import asyncio
-import sys
 
 from aiohttp import web
 
-from . import estimate, info, preview, wires
+from . import estimate, info, preview, server, wires
 
 
 async def get_info(request: web.Request) -> web.Response:
@@ -58,7 +57,6 @@ def refuse(status: int, sentence: str, **headers: str) -> web.Response:
 
 def register() -> None:
     """Adds the routes to the running server; without one there is nothing to do."""
-    server = sys.modules.get("server")
-    instance = getattr(server.PromptServer, "instance", None) if server else None
+    instance = server.running()
     if instance is not None:
         instance.routes.route("*", "/wan/{question:.*}")(answer)

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..host import guidance, step_cache
+from .inputs import fraction
 from .search import aliases
 
 
@@ -30,30 +31,13 @@ class WanStepCache(io.ComfyNode):
                     tooltip="What the change is estimated from: easycache the movement of the latent, teacache the "
                     "time embedding, magcache the magnitude of the prediction. All are measured during the run.",
                 ),
-                io.Float.Input(
-                    "budget",
-                    default=0.05,
-                    min=0.0,
-                    max=1.0,
-                    step=0.005,
-                    tooltip="Largest estimated relative error of a prediction that is used again. 0 is off.",
+                fraction(
+                    "budget", 0.05, "Largest estimated relative error of a prediction that is used again. 0 is off."
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.15,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Part of the steps before the first one that may be skipped.",
+                fraction(
+                    "start_percent", 0.15, "Part of the steps before the first one that may be skipped.", step=0.01
                 ),
-                io.Float.Input(
-                    "end_percent",
-                    default=0.95,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Part of the steps after which none is skipped.",
-                ),
+                fraction("end_percent", 0.95, "Part of the steps after which none is skipped.", step=0.01),
             ],
             outputs=[io.Model.Output(tooltip="The model that skips steps.")],
         )
@@ -81,21 +65,11 @@ class WanGuidance(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip="A Wan model, with or without LoRAs and patches."),
-                io.Float.Input(
-                    "sigma_start",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.005,
-                    tooltip="Highest noise level with guidance. 1 is the beginning of a run.",
-                ),
-                io.Float.Input(
+                fraction("sigma_start", 1.0, "Highest noise level with guidance. 1 is the beginning of a run."),
+                fraction(
                     "sigma_end",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.005,
-                    tooltip="Lowest noise level with guidance. Below it only the positive prompt is predicted.",
+                    0.0,
+                    "Lowest noise level with guidance. Below it only the positive prompt is predicted.",
                 ),
                 io.Boolean.Input(
                     "cfg_zero",

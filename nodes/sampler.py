@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..host import sampling
 from ..wan_model import solvers
+from .inputs import fraction
 from .search import aliases
 
 
@@ -26,15 +27,12 @@ def expert_inputs() -> list:
             tooltip="Guidance of the low-noise expert. 0 is the same as guidance. Official: 3 after 4 for "
             "text, 3.5 for both for images.",
         ),
-        io.Float.Input(
+        fraction(
             "boundary",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.005,
-            optional=True,
-            tooltip="Noise level below which the low-noise expert works. 0 is the official one: 0.875 for "
+            0.0,
+            "Noise level below which the low-noise expert works. 0 is the official one: 0.875 for "
             "text, 0.9 for image to video.",
+            optional=True,
         ),
     ]
 
