@@ -5,7 +5,7 @@ from pathlib import Path
 import ftfy
 import sentencepiece
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
@@ -89,11 +89,12 @@ class TextEncoder:
     """The umT5 of the family with its tokenizer, run by Hugging Face's class."""
 
     def __init__(self) -> None:
-        weights, *_ = checkpoint.load(path("umt5"))
+        weights = load_file(path("umt5"))
         spiece = bytes(weights.pop(SPIECE).numpy())
         self.tokens = sentencepiece.SentencePieceProcessor(model_proto=spiece)
         self.model = text_encoder(self.tokens.get_piece_size()).eval()
-        self.model.load_state_dict(weights, strict=False)
+        weights["encoder.embed_tokens.weight"] = weights["shared.weight"]  # the same tensor, kept once
+        self.model.load_state_dict(weights)
 
     def __call__(self, prompts: list[str]) -> Tensor:
         """Context (B, L, text_dim) of the prompts, zeros after the end of each."""
@@ -128,7 +129,7 @@ def sample(
     negative = negative.expand(len(seeds), -1, -1)
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
-        t = torch.full((1,), 1000 * sigma)
+        t = torch.full((1,), float(int(1000 * sigma + 1e-3)))  # whole, as the official loop has them
         velocity = dit(x, t, context, y=y)
         if guidance != 1:
             other = dit(x, t, negative, y=y)

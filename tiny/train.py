@@ -1,8 +1,8 @@
 """Trains the demo family, each part after the ones it needs, and writes its files into `tiny/models`.
 
     python -m tiny.train vae        about 45 minutes on one CPU core
-    python -m tiny.train t2v        about 90 minutes
-    python -m tiny.train i2v        about an hour
+    python -m tiny.train dits       about three hours
+    torchrun --nproc-per-node 2 -m tiny.train dits      half of that, on two cores
 
 A stopped run goes on where it was. Its state and log are in `tiny/runs`.
 """
@@ -14,8 +14,10 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from . import family, tokenizer, train_dit, train_vae
+from .trainer import place
 
 RUNS = Path(__file__).resolve().parent / "runs"
 
@@ -28,24 +30,19 @@ def vae(folder: Path) -> None:
     log.info("%s", family.save("vae", trained.state_dict()))
 
 
-def t2v(folder: Path) -> None:
-    """The text encoder, with its tokenizer inside, and the text-to-video DiT."""
+def dits(folder: Path) -> None:
+    """The text encoder, with its tokenizer inside, and the DiTs for text to video and image to video."""
     pair = train_dit.train(family.load_vae(), folder)
-    encoder = pair.encoder.state_dict()
+    encoder, dit = pair.encoder.state_dict(), pair.dit.state_dict()
     encoder.pop("encoder.embed_tokens.weight")  # the same tensor as shared.weight
     spiece = torch.frombuffer(bytearray(tokenizer.demo()), dtype=torch.uint8)
-    log.info("%s", family.save("umt5", encoder | {family.SPIECE: spiece}))
-    log.info("%s", family.save("t2v", pair.dit.state_dict()))
+    files = {"umt5": encoder | {family.SPIECE: spiece}, "t2v": train_dit.text_to_video(dit), "i2v": dit}
+    if place()[0] == 0:
+        for kind, weights in files.items():
+            log.info("%s", family.save(kind, weights))
 
 
-def i2v(folder: Path) -> None:
-    """The image-to-video DiT, which reads the prompts of the trained text encoder."""
-    pair = train_dit.Pair(family.TextEncoder().model, family.load_dit("t2v"))
-    dit = train_dit.train_i2v(family.load_vae(), pair, folder.with_name("t2v") / train_dit.BANK, folder)
-    log.info("%s", family.save("i2v", dit.state_dict()))
-
-
-PARTS = {"vae": vae, "t2v": t2v, "i2v": i2v}
+PARTS = {"vae": vae, "dits": dits}
 
 
 def main() -> None:
@@ -56,6 +53,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=RUNS, help="where states and logs are kept")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
     for part in options.parts:
         PARTS[part](options.runs / part)
 

@@ -1,8 +1,9 @@
-"""Trains the demo family's DiTs by flow matching on latents of `scenes`: text to video together with its umT5, then
-image to video from that.
+"""Trains the demo family's DiTs by flow matching on latents of `scenes`, together with their umT5: first text to video
+alone, then one network that does both this and image to video, from which both DiTs are taken.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,23 +11,25 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import UMT5EncoderModel
 
 from . import family, scenes, tokenizer, whole_clip
-from .trainer import Trainer, cosine
+from .trainer import Trainer, cosine, place
 from wan_model.configs import NEGATIVE_PROMPT, PATCH, DiTConfig
 from wan_model.dit import FLOAT32_NAMES, WanDiT
 from wan_model.vae.model import WanVAE
 
 CONFIG = DiTConfig(variant="t2v", dim=256, ffn_dim=1024, heads=2, layers=6, in_dim=16, out_dim=16, text_dim=128)
-STEPS, BATCH, RATE = 2400, 48, 1.5e-3
-PICTURE_STEPS, PICTURE_RATE = 1200, 8e-4  # of image to video
-PICTURES, BOTH_ENDS = 3000, 0.45  # clips in its bank; part of the samples with the last frame given too
+STEPS, BATCH, RATE, SCHEDULE = 1400, 48, 1.5e-3, 2400  # of text to video, which ends before its schedule does
+BOTH_STEPS, BOTH_BATCH, BOTH_RATE = 2600, 64, 1.0e-3  # of both
+GIVEN, ENDS = 0.4, 0.45  # part of the samples with the first frame given; part of these with the last one too
+PICTURES = 3000  # clips whose frames are given
 SHIFT = 3.0
 CLIPS = 4000  # in the bank of encoded clips
-BANK = "bank.pt"  # its file in the folder of the text-to-video run
+PATCHES = "patch_embedding.weight"
 BANK_SEED = 2_000_000
 UNPROMPTED = 0.12  # part of the samples that is trained without its caption, for guidance
 
@@ -106,45 +109,53 @@ class Task:
         self.latents, self.tokens, self.batch = latents, tokens, batch
         self.scenes = [scene(index) for index in range(len(latents))]
 
-    def prompt(self, index: int, step: int, rng: np.random.Generator) -> list[int]:
+    def prompt(self, index: int, seed: int, rng: np.random.Generator) -> list[int]:
         """Tokens of a caption of clip `index` in either language, or now and then of no caption."""
         if rng.uniform() < UNPROMPTED:
-            text = NEGATIVE_PROMPT if step % 10 == 0 else ""  # a long one, for which all of a batch are padded
+            text = NEGATIVE_PROMPT if seed % 10 == 0 else ""  # a long one, for which all of a batch are padded
         else:
             text = scenes.caption(self.scenes[index], rng, chinese=rng.uniform() < 0.4)
         return family.tokenise(self.tokens, text)
 
-    def condition(self, chosen: np.ndarray, rng: np.random.Generator) -> Tensor | None:
-        """The channels (B, 20, F, H, W) that are appended to the latents, or None."""
+    def choose(self, rng: np.random.Generator) -> tuple[np.ndarray, Tensor | None]:
+        """Clips of a batch, and the channels (B, 20, F, H, W) that are appended to their latents, or None."""
+        return rng.integers(len(self.latents), size=self.batch), None
 
-    def __call__(self, pair: Pair, step: int) -> Tensor:
+    def __call__(self, pair: Pair, seed: int) -> Tensor:
         """Mean squared error of the velocity."""
-        rng = np.random.default_rng(step)
-        torch.manual_seed(step)
-        chosen = rng.integers(len(self.latents), size=self.batch)
+        rng = np.random.default_rng(seed)
+        torch.manual_seed(seed)
+        chosen, y = self.choose(rng)
         clean = self.latents[torch.from_numpy(chosen)].float()
         uniform = (torch.arange(self.batch) + torch.rand(self.batch)) / self.batch  # every level in every batch
         sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
         noise = torch.randn_like(clean)
         mixed = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
-        context = family.embed(pair.encoder, [self.prompt(index, step, rng) for index in chosen])
-        y = self.condition(chosen, rng)
+        context = family.embed(pair.encoder, [self.prompt(index, seed, rng) for index in chosen])
         x = mixed if y is None else torch.cat((mixed, y), dim=1)
         made = pair.dit(x.to(context.dtype), 1000 * sigma, context, attention=attend, cross_attention=attend)
         return (made - (noise - clean)).square().mean()
 
 
-class ImageTask(Task):
-    """As `Task`, with the first frame given, or the first and the last: `conditions` are from `condition_bank`."""
+class BothTask(Task):
+    """As `Task`, with the first frame of some clips given, or the first and the last.
+
+    conditions: of the first clips, from `condition_bank`. Where no frame is given, the appended channels are 0: without
+    them the network is one for text to video.
+    """
 
     def __init__(self, latents: Tensor, conditions: Tensor, *rest):
-        super().__init__(latents[: len(conditions)], *rest)
+        super().__init__(latents, *rest)
         self.conditions = conditions
 
-    def condition(self, chosen: np.ndarray, rng: np.random.Generator) -> Tensor:
-        both = torch.from_numpy(rng.uniform(size=len(chosen)) < BOTH_ENDS)
-        pictures = self.conditions[torch.from_numpy(chosen), both.long()].float()
-        return torch.cat((family.frame_mask(both), pictures), dim=1)
+    def choose(self, rng: np.random.Generator) -> tuple[np.ndarray, Tensor | None]:
+        chosen, _ = super().choose(rng)
+        given = rng.uniform(size=self.batch) < GIVEN
+        both = torch.from_numpy(rng.uniform(size=self.batch) < ENDS)
+        chosen[given] %= len(self.conditions)
+        pictures = self.conditions[torch.from_numpy(chosen) % len(self.conditions), both.long()].float()
+        y = torch.cat((family.frame_mask(both), pictures), dim=1)
+        return chosen, y * torch.from_numpy(given).view(-1, 1, 1, 1, 1)
 
 
 def condition_bank(vae: WanVAE, path: Path, count: int = PICTURES) -> Tensor:
@@ -164,28 +175,40 @@ def condition_bank(vae: WanVAE, path: Path, count: int = PICTURES) -> Tensor:
 
 
 def train(vae: WanVAE, folder: Path) -> Pair:
-    """The trained pair; `folder` keeps the run."""
-    latents = bank(vae, folder / BANK)
-    tokens = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.demo())
-    return _run(initial(tokens.get_piece_size()), Task(latents, tokens), folder, STEPS, RATE)
+    """The trained text encoder with the DiT that does both, in the form of A14B's image to video.
 
-
-def train_i2v(vae: WanVAE, pair: Pair, bank_file: Path, folder: Path) -> WanDiT:
-    """The image-to-video DiT in the form of A14B, from a trained `pair`, whose text encoder stays as it is."""
-    conditions = condition_bank(vae, folder / "conditions.pt")
+    `folder` keeps the runs. Of several processes the first makes the banks, and all share each batch.
+    """
+    rank, processes = place()
+    if rank > 0:
+        dist.barrier()
+    latents, conditions = bank(vae, folder / "latents.pt"), condition_bank(vae, folder / "conditions.pt")
+    if rank == 0 and processes > 1:
+        dist.barrier()
     tokens = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.demo())
+    pair = initial(tokens.get_piece_size())
+    pair = _run(
+        pair,
+        Task(latents, tokens, BATCH // processes),
+        folder / "t2v",
+        STEPS,
+        partial(cosine, steps=SCHEDULE, peak=RATE),
+    )
+    pair.requires_grad_(True)
     old = pair.dit.state_dict()
     pair.dit = WanDiT(replace(CONFIG, variant="i2v_a14b", in_dim=36))
-    name = "patch_embedding.weight"
-    old[name] = torch.cat((old[name], torch.zeros(CONFIG.dim, 20, *PATCH)), dim=1)
+    old[PATCHES] = torch.cat((old[PATCHES], torch.zeros(CONFIG.dim, 20, *PATCH)), dim=1)
     pair.dit.load_state_dict(old)
-    pair.encoder.requires_grad_(False)
-    task = ImageTask(bank(vae, bank_file), conditions, tokens)
-    return _run(pair, task, folder, PICTURE_STEPS, PICTURE_RATE).dit
+    task = BothTask(latents, conditions, tokens, BOTH_BATCH // processes)
+    return _run(pair, task, folder / "both", BOTH_STEPS, partial(cosine, steps=BOTH_STEPS, peak=BOTH_RATE))
 
 
-def _run(pair: Pair, task: Task, folder: Path, steps: int, rate: float) -> Pair:
-    schedule = partial(cosine, steps=steps, peak=rate)
-    trainer = Trainer(pair, folder, steps, schedule, matrices=is_matrix, exact=is_exact)
+def text_to_video(both: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the text-to-video DiT, from those of the DiT that does both."""
+    return both | {PATCHES: both[PATCHES][:, : CONFIG.in_dim]}
+
+
+def _run(pair: Pair, task: Task, folder: Path, steps: int, rate: Callable[[int], float]) -> Pair:
+    trainer = Trainer(pair, folder, steps, rate, matrices=is_matrix, exact=is_exact)
     trainer.run(task)
     return trainer.averaged

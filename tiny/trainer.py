@@ -1,4 +1,4 @@
-"""One training run: optimiser, averaged weights, progress and a state that it can go on from."""
+"""One training run, by one process or several: optimiser, averaged weights, progress and a state to go on from."""
 
 import copy
 import json
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -21,13 +22,19 @@ def cosine(step: int, steps: int, peak: float, warm_up: int = 50) -> float:
     return peak * min(1, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
+def place() -> tuple[int, int]:
+    """Number of this process among those that train together, and how many they are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 class Trainer:
     """Trains what asks for a gradient in `model`, for `steps` steps; `averaged` is what is shipped.
 
     The averaged weights follow the trained ones exponentially, by 1 - `average` a step. The gradients are computed by
     a copy of the model in bfloat16, but for the parameters that `exact` names; the weights and the optimiser's state
     are float32. rate: learning rate of each step. Matrices that `matrices` names are trained by Muon, all else by
-    AdamW. folder: where the log and the state lie; with a state there, the run goes on from it.
+    AdamW. folder: where the log and the state lie; with a state there, the run goes on from it. In a process group
+    each process computes gradients of its own and all follow their mean.
     """
 
     def __init__(
@@ -57,6 +64,7 @@ class Trainer:
         if muon:
             self.optimisers.append(torch.optim.Muon(muon, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
         self.done = 0
+        self.rank, self.processes = place()
         folder.mkdir(parents=True, exist_ok=True)
         if self.state.exists():
             self._resume()
@@ -67,14 +75,15 @@ class Trainer:
         return self.folder / "state.pt"
 
     def run(self, loss: Callable[[nn.Module, int], Tensor], until: int | None = None) -> list[float]:
-        """Train to step `until`, the last if None. loss(model, step) -> scalar, and seeds its own randomness by `step`.
+        """Train to step `until`, the last if None. loss(model, seed) -> scalar, whose randomness is that of the seed.
 
         Returns the losses of the steps that it made.
         """
         losses, began = [], time.monotonic()
-        bar = tqdm(range(self.done, until or self.steps), initial=self.done, total=self.steps, mininterval=5)
+        steps = range(self.done, until or self.steps)
+        bar = tqdm(steps, initial=self.done, total=self.steps, mininterval=5, disable=self.rank > 0)
         for step in bar:
-            value = loss(self.work, step)
+            value = loss(self.work, step * self.processes + self.rank)
             value.backward()
             self._update(step)
             losses.append(value.item())
@@ -83,7 +92,7 @@ class Trainer:
             self.done = step + 1
             if self.done % 10 == 0:
                 bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.4f}")
-            if self.done % SAVE_EVERY == 0 or self.done == self.steps:
+            if self.rank == 0 and (self.done % SAVE_EVERY == 0 or self.done == self.steps):
                 self._save(losses[-SAVE_EVERY:], time.monotonic() - began)
         return losses
 
@@ -92,6 +101,7 @@ class Trainer:
         for parameter, worker in pairs:
             parameter.grad = None if worker.grad is None else worker.grad.float()
             worker.grad = None
+        self._share_gradients()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for name, flat in self.flat.items():
             grad = self.model.get_parameter(name).grad
@@ -105,6 +115,16 @@ class Trainer:
             for (parameter, worker), averaged in zip(pairs, self.averaged.parameters(), strict=True):
                 worker.copy_(parameter)
                 averaged.lerp_(parameter, 1 - keep)
+
+    def _share_gradients(self) -> None:
+        if self.processes == 1:
+            return
+        grads = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        mean = torch.cat([grad.flatten() for grad in grads])
+        dist.all_reduce(mean)
+        mean /= self.processes
+        for grad, part in zip(grads, mean.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(part.view_as(grad))
 
     def _save(self, losses: list[float], seconds: float) -> None:
         partial = self.state.with_suffix(".partial")
