@@ -16,7 +16,7 @@ import torch
 from ..wan_model import checkpoint
 from ..wan_model.dit import dit_config
 from . import attention as host_attention
-from . import mapped, memory, packed, precision, preview, text
+from . import compiled, mapped, memory, packed, precision, preview, text
 from .dit import HostDiT
 
 
@@ -78,12 +78,16 @@ CLASSES = {  # variant -> the model class and the host's configuration of it
 
 
 def load(
-    path: str, dtype: str = "auto", vace_path: str | None = None, attention: str = "auto"
+    path: str,
+    dtype: str = "auto",
+    vace_path: str | None = None,
+    attention: str = "auto",
+    compile_blocks: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
     """The MODEL of a Wan diffusion file.
 
     dtype: one of `precision.CHOICES`. vace_path: a file with the VACE blocks alone, which a text-to-video model gets.
-    attention: one of `attention.CHOICES`.
+    attention: one of `attention.CHOICES`. compile_blocks: as `compiled.compile_blocks`.
     Raises ValueError for a file that holds no Wan DiT, for blocks of another size, and as `precision.configure`.
     """
     state_dict, _, _ = checkpoint.load(path)
@@ -94,8 +98,10 @@ def load(
     patcher.model.mapped = mapped.names(patcher.model.diffusion_model, state_dict, "diffusion_model.")
     preview.watch(patcher)
     host_attention.choose(patcher, attention)
+    if compile_blocks:
+        compiled.compile_blocks(patcher)
     # How a newer host makes a second copy for another device.
-    patcher.cached_patcher_init = (load, (path, dtype, vace_path, attention))
+    patcher.cached_patcher_init = (load, (path, dtype, vace_path, attention, compile_blocks))
     return patcher
 
 

@@ -62,6 +62,13 @@ class WanModelLoader(io.ComfyNode):
                     tooltip="auto is what ComfyUI was started with, sdpa is torch's own. sage is faster and less "
                     "precise. What is not installed or does not work on this card is replaced, and the log says why.",
                 ),
+                io.Boolean.Input(
+                    "compile_blocks",
+                    default=False,
+                    optional=True,
+                    tooltip="Compiles the transformer blocks with torch.compile: the first step takes a minute longer, "
+                    "later ones are faster. Needs Triton on a GPU; where it is not possible, the log says why.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model, for WanSampler, KSampler, LoRA loaders and patches.")],
         )
@@ -74,9 +81,10 @@ class WanModelLoader(io.ComfyNode):
         return valid
 
     @classmethod
-    def execute(cls, model_name, weight_dtype, vace_name=NONE, attention="auto") -> io.NodeOutput:
+    def execute(cls, model_name, weight_dtype, vace_name=NONE, attention="auto", compile_blocks=False) -> io.NodeOutput:
         vace_path = None if vace_name == NONE else files.path(FOLDER, vace_name)
-        return io.NodeOutput(host_model.load(files.path(FOLDER, model_name), weight_dtype, vace_path, attention))
+        path = files.path(FOLDER, model_name)
+        return io.NodeOutput(host_model.load(path, weight_dtype, vace_path, attention, compile_blocks))
 
 
 class WanVAELoader(io.ComfyNode):
