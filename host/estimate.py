@@ -43,7 +43,7 @@ class Part:
     @property
     def identity(self) -> str:
         """What of it the speed depends on."""
-        return f"{self.name}|{self.dtype}"
+        return times.identity(self.name, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,6 @@ def part_of_model(model) -> Part | None:
         return None
     network, dtype = model.model.diffusion_model, model.model.manual_cast_dtype or model.model.get_dtype()
     return Part(model.model.source, network.config, comfy.model_management.module_size(network), dtype)
-
-
-def timer(model) -> times.Timer:
-    """Times the network of the MODEL `model`, which the caller will not use for another run."""
-    part = part_of_model(model)
-    return times.Timer(model, part.identity if part is not None else type(model.model).__name__)
 
 
 def here() -> Place:

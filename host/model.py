@@ -16,7 +16,7 @@ import torch
 from ..wan_model import checkpoint
 from ..wan_model.dit import dit_config
 from . import attention as host_attention
-from . import compiled, mapped, memory, packed, precision, preview, text
+from . import compiled, mapped, memory, packed, precision, preview, text, times
 from .dit import HostDiT
 
 
@@ -97,6 +97,7 @@ def load(
     patcher.model.source = os.path.basename(path)
     patcher.model.mapped = mapped.names(patcher.model.diffusion_model, state_dict, "diffusion_model.")
     preview.watch(patcher)
+    times.watch(patcher)
     host_attention.choose(patcher, attention)
     if compile_blocks:
         compiled.compile_blocks(patcher)

@@ -198,7 +198,6 @@ def sample(stages: Sequence[Expert], positive, negative, latent: dict, schedule:
         sampler.until = stage.until
         model = with_official_timesteps(stage.model)
         preview.watch(model, skip=latent.get(TRIM, 0))
-        timer = estimate.timer(model)
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(stage.guidance)
@@ -212,7 +211,6 @@ def sample(stages: Sequence[Expert], positive, negative, latent: dict, schedule:
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
-        timer.keep()
     entries = {name: value for name, value in latent.items() if name != TRIM}
     out = out[:, :, latent.get(TRIM, 0) :]
     return {**entries, "samples": out.to(comfy.model_management.intermediate_device())}

@@ -8,13 +8,15 @@ import time
 
 import comfy.model_management
 import folder_paths
-from comfy.patcher_extension import WrappersMP
+import torch
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ..wan_model.configs import TEXT_LENGTH, DiTConfig
 from . import memory
 
 FILE = "wan_stream_times.json"  # in the host's user folder
 KEPT = 64  # entries of that file, the newest
+KEY = "wan_times"  # of the wrappers
 
 
 def flops(config: DiTConfig, length: int) -> float:
@@ -25,29 +27,51 @@ def flops(config: DiTConfig, length: int) -> float:
     return (config.layers + len(config.vace_layers)) * (linear + scores)
 
 
+def watch(patcher) -> None:
+    """Has every sampler's runs of the MODEL `patcher` timed."""
+    patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, sample)
+
+
+def sample(executor, model_wrap, sigmas, extra_args, *arguments):
+    """Wrapper around a sampler: times the network's forwards and keeps that once the run is done."""
+    timer = Timer()
+    options = extra_args["model_options"]["transformer_options"]  # this run's own
+    add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, timer.forward, options)
+    result = executor(model_wrap, sigmas, extra_args, *arguments)
+    timer.keep(identity_of(model_wrap.inner_model))
+    return result
+
+
+def identity(name: str, dtype: torch.dtype) -> str:
+    """What of a model the speed depends on, beside the device and the number of tokens: its file and compute type."""
+    return f"{name}|{dtype}"
+
+
+def identity_of(model) -> str:
+    """`identity` of a `HostModel`."""
+    return identity(model.source, model.manual_cast_dtype or model.get_dtype())
+
+
 class Timer:
-    """Times a MODEL's network during a run.
+    """Seconds of each forward of a run, of one sample; its tokens and device."""
 
-    identity: what of a model its speed depends on, beside the device and the number of tokens.
-    """
+    def __init__(self) -> None:
+        self.seconds, self.length, self.device = [], 0, ""
 
-    def __init__(self, model, identity: str):
-        self.identity, self.seconds, self.length = identity, [], 0
-        self.device = comfy.model_management.get_torch_device_name(model.load_device)
-        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "wan_timer", self._call)
-
-    def _call(self, executor, x, *arguments, **options):
+    def forward(self, executor, x, *arguments, **options):
+        """Wrapper around the network."""
         start = time.perf_counter()
         result = executor(x, *arguments, **options)  # which waits for the device when it looks for NaN
         self.seconds.append((time.perf_counter() - start) / len(x))
         self.length = memory.tokens((1, *x.shape[1:]))
+        self.device = comfy.model_management.get_torch_device_name(x.device)
         return result
 
-    def keep(self) -> None:
+    def keep(self, identity: str) -> None:
         """Writes the median time of a sample, without the first call if there were others."""
         if not self.seconds:
             return
-        key, entries = _key(self.device, self.identity, self.length), _read()
+        key, entries = _key(self.device, identity, self.length), _read()
         entries.pop(key, None)  # the newest stand last
         entries[key] = {"length": self.length, "seconds": statistics.median(self.seconds[1:] or self.seconds)}
         try:

@@ -103,6 +103,15 @@ def test_a_run_tells_the_time_of_the_next(estimate, t2v, sample, times, caplog):
     assert larger["measured"] == "another size" and larger["seconds"] > 2 * same["seconds"]
 
 
+def test_a_run_of_the_hosts_sampler_tells_it_too(estimate, t2v, prompts, times):
+    import nodes
+
+    latent = {"samples": torch.zeros(1, 16, 3, 8, 10)}
+    nodes.KSampler().sample(t2v, 5, 3, 4.0, "euler", "simple", *prompts, latent)
+    found = estimate.estimate([estimate.part_of_model(t2v)], (1, 16, 3, 8, 10), 5, True, estimate.here())
+    assert found["measured"] == "this size"
+
+
 @pytest.mark.parametrize("text", ["", "[1]", '{"a": 1}', "\x00"])
 def test_damaged_times_are_none(estimate, t2v, times, text):
     times.parent.mkdir()
