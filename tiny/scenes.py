@@ -172,20 +172,24 @@ def positions(scene: Scene, frames: int) -> tuple[np.ndarray, np.ndarray, np.nda
     return x, y, radius, angle
 
 
-def render(scene: Scene, height: int = SIDE, width: int = SIDE, frames: int = FRAMES) -> torch.Tensor:
-    """The clip: float32 (3, frames, height, width) in [-1, 1], its edges smoothed over one pixel."""
+def cover(scene: Scene, height: int = SIDE, width: int = SIDE, frames: int = FRAMES) -> torch.Tensor:
+    """How much of each pixel the shape covers: float32 (frames, height, width) in [0, 1]."""
     x, y, radius, angle = (torch.from_numpy(value).float()[:, None, None] for value in positions(scene, frames))
     side = min(height, width)
     rows = torch.arange(height)[:, None] + 0.5 - y * height  # (frames, height, 1)
     cols = torch.arange(width)[None, :] + 0.5 - x * width  # (frames, 1, width)
     u = cols * angle.cos() + rows * angle.sin()
     v = rows * angle.cos() - cols * angle.sin()
-    cover = (0.5 - distance(scene.shape, u, v, radius * side)).clamp(0, 1)  # (frames, height, width)
+    return (0.5 - distance(scene.shape, u, v, radius * side)).clamp(0, 1)
+
+
+def render(scene: Scene, height: int = SIDE, width: int = SIDE, frames: int = FRAMES) -> torch.Tensor:
+    """The clip: float32 (3, frames, height, width) in [-1, 1], its edges smoothed over one pixel."""
     shape, ground = (
         (torch.tensor(colour) / 255 * shade).clamp(0, 1).view(3, 1, 1, 1) * 2 - 1
         for colour, shade in zip((COLOURS[scene.colour], BACKGROUNDS[scene.background]), scene.shades, strict=True)
     )
-    return ground + (shape - ground) * cover
+    return ground + (shape - ground) * cover(scene, height, width, frames)
 
 
 def distance(shape: str, u: torch.Tensor, v: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,7 @@
-"""Trains the demo family's DiTs by flow matching on latents of `scenes`, together with their umT5: first text to video
-alone, then one network that does both this and image to video, from which both DiTs are taken.
+"""Trains the demo family's DiTs by flow matching on latents of `scenes`, together with their umT5.
+
+First the umT5 alone, to tell what a caption says, then text to video, then one network that does both this and image to
+video, from which both DiTs are taken.
 """
 
 import math
@@ -13,7 +15,7 @@ import sentencepiece
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn import functional as F
 from transformers import UMT5EncoderModel
 
 from . import family, scenes, tokenizer, whole_clip
@@ -23,27 +25,45 @@ from wan_model.dit import FLOAT32_NAMES, WanDiT
 from wan_model.vae.model import WanVAE
 
 CONFIG = DiTConfig(variant="t2v", dim=256, ffn_dim=1024, heads=2, layers=6, in_dim=16, out_dim=16, text_dim=128)
+TEXT_STEPS, TEXT_RATE = 400, 1.0e-3  # of the umT5 alone
 STEPS, BATCH, RATE, SCHEDULE = 1400, 48, 1.5e-3, 2400  # of text to video, which ends before its schedule does
-BOTH_STEPS, BOTH_BATCH, BOTH_RATE = 2600, 64, 1.0e-3  # of both
+BOTH_STEPS, BOTH_BATCH, BOTH_RATE = 1400, 64, 1.0e-3  # of both
 GIVEN, ENDS = 0.4, 0.45  # part of the samples with the first frame given; part of these with the last one too
 PICTURES = 3000  # clips whose frames are given
 SHIFT = 3.0
 CLIPS = 4000  # in the bank of encoded clips
 PATCHES = "patch_embedding.weight"
 BANK_SEED = 2_000_000
+ROLES = {
+    "colour": list(scenes.COLOURS),
+    "background": list(scenes.BACKGROUNDS),
+    "shape": list(scenes.SHAPES),
+    "motion": list(scenes.MOTIONS),
+}
+CELLS = 4 * 4 * 4  # of a token: frames, rows, columns
+PROBED = 2  # the block behind which the probe reads
+ROLE_WEIGHT, CELL_WEIGHT, READ_WEIGHT = 0.1, 0.5, 0.3  # of the losses of the probe's two parts and of the reader
 UNPROMPTED = 0.12  # part of the samples that is trained without its caption, for guidance
 
 
 class Pair(nn.Module):
-    """The text encoder and the DiT, which are trained as one."""
+    """The text encoder and the DiT, which are trained as one, and two readers that go along.
+
+    `reader` reads from an embedded prompt what the clip shows, by `ROLES`. `probe` reads that from each token in the
+    middle of the DiT, and where in the token the shape is. To make all that readable is a second task, which teaches
+    the first one much faster (https://arxiv.org/abs/2410.06940 aligns with another network's features for that reason).
+    """
 
     def __init__(self, encoder: UMT5EncoderModel, dit: WanDiT):
         super().__init__()
         self.encoder, self.dit = encoder, dit
+        roles = sum(map(len, ROLES.values()))
+        self.reader = nn.Linear(CONFIG.text_dim, roles)
+        self.probe = nn.Sequential(nn.Linear(CONFIG.dim, CONFIG.dim), nn.SiLU(), nn.Linear(CONFIG.dim, roles + CELLS))
 
 
 def initial(vocabulary: int, seed: int = 0) -> Pair:
-    """Random weights: the official initialisation of the DiT, T5's own of the encoder."""
+    """Random weights: the official initialisation of the DiT, T5's own of the encoder but for what tells order."""
     torch.manual_seed(seed)
     dit = WanDiT(CONFIG)
     for name, parameter in dit.named_parameters():
@@ -57,12 +77,21 @@ def initial(vocabulary: int, seed: int = 0) -> Pair:
             nn.init.normal_(parameter, std=0.02)
         else:
             nn.init.xavier_uniform_(parameter.flatten(1))
-    return Pair(family.text_encoder(vocabulary), dit)
+    encoder = family.text_encoder(vocabulary)
+    for name, parameter in encoder.named_parameters():
+        if "relative_attention_bias" in name:  # T5's own is so small that a prompt is a bag of words for long
+            nn.init.normal_(parameter, std=1.5)
+    return Pair(encoder, dit)
 
 
 def is_matrix(name: str) -> bool:
     """Whether a parameter is a hidden matrix, which Muon trains."""
     return ".block." in name or (".blocks." in name and "relative" not in name)
+
+
+def faster(name: str) -> float:
+    """How much faster than others a parameter of AdamW's is trained: T5's only sense of order must grow to several."""
+    return 20.0 if "relative_attention_bias" in name else 1.0
 
 
 def is_exact(name: str) -> bool:
@@ -78,7 +107,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, repeats: int = 1) -> Ten
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))  # (B, heads, L, 128)
     scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
     if repeats > 1:
-        scores = scores + pad(scores.new_tensor([math.log(repeats)]), (k.shape[2] - 1, 0))
+        scores = scores + F.pad(scores.new_tensor([math.log(repeats)]), (k.shape[2] - 1, 0))
     return (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
 
 
@@ -108,14 +137,12 @@ class Task:
     def __init__(self, latents: Tensor, tokens: sentencepiece.SentencePieceProcessor, batch: int = BATCH):
         self.latents, self.tokens, self.batch = latents, tokens, batch
         self.scenes = [scene(index) for index in range(len(latents))]
+        self.roles = torch.tensor([[ROLES[role].index(getattr(s, role)) for role in ROLES] for s in self.scenes])
+        self.cells = torch.stack([cells(s) for s in self.scenes])
 
-    def prompt(self, index: int, seed: int, rng: np.random.Generator) -> list[int]:
-        """Tokens of a caption of clip `index` in either language, or now and then of no caption."""
-        if rng.uniform() < UNPROMPTED:
-            text = NEGATIVE_PROMPT if seed % 10 == 0 else ""  # a long one, for which all of a batch are padded
-        else:
-            text = scenes.caption(self.scenes[index], rng, chinese=rng.uniform() < 0.4)
-        return family.tokenise(self.tokens, text)
+    def prompt(self, index: int, rng: np.random.Generator) -> list[int]:
+        """Tokens of a caption of clip `index` in either language."""
+        return family.tokenise(self.tokens, scenes.caption(self.scenes[index], rng, chinese=rng.uniform() < 0.4))
 
     def choose(self, rng: np.random.Generator) -> tuple[np.ndarray, Tensor | None]:
         """Clips of a batch, and the channels (B, 20, F, H, W) that are appended to their latents, or None."""
@@ -131,10 +158,49 @@ class Task:
         sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
         noise = torch.randn_like(clean)
         mixed = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
-        context = family.embed(pair.encoder, [self.prompt(index, seed, rng) for index in chosen])
+        prompted = rng.uniform(size=self.batch) >= UNPROMPTED
+        nothing = family.tokenise(self.tokens, NEGATIVE_PROMPT if seed % 10 == 0 else "")  # which is long, hence seldom
+        prompts = [self.prompt(index, rng) if told else nothing for index, told in zip(chosen, prompted, strict=True)]
+        context = family.embed(pair.encoder, prompts)
         x = mixed if y is None else torch.cat((mixed, y), dim=1)
-        made = pair.dit(x.to(context.dtype), 1000 * sigma, context, attention=attend, cross_attention=attend)
-        return (made - (noise - clean)).square().mean()
+        read = []
+
+        def on_block(index, block, hidden, inputs):
+            hidden = block(hidden, inputs)
+            if index == PROBED:
+                read.append(pair.probe(hidden).float())
+            return hidden
+
+        attention = {"attention": attend, "cross_attention": attend}
+        made = pair.dit(x.to(context.dtype), 1000 * sigma, context, on_block=on_block, **attention)
+        clips, probed = torch.from_numpy(chosen), read[0]
+        loss = (made - (noise - clean)).square().mean() + ROLE_WEIGHT * self.misread(probed[..., :-CELLS], clips)
+        loss = loss + CELL_WEIGHT * F.binary_cross_entropy_with_logits(probed[..., -CELLS:], self.cells[clips] / 255)
+        told = torch.from_numpy(prompted)
+        return loss + READ_WEIGHT * self.misread(
+            pair.reader(context[told].mean(dim=1, keepdim=True)).float(), clips[told]
+        )
+
+    def of_text(self, pair: Pair, seed: int) -> Tensor:
+        """The loss of the reader alone."""
+        rng = np.random.default_rng(seed)
+        chosen = rng.integers(len(self.scenes), size=self.batch)
+        context = family.embed(pair.encoder, [self.prompt(index, rng) for index in chosen])
+        return self.misread(pair.reader(context.mean(dim=1, keepdim=True)).float(), torch.from_numpy(chosen))
+
+    def misread(self, read: Tensor, clips: Tensor) -> Tensor:
+        """Cross-entropy of what is read (B, L, all of `ROLES`) of each of L tokens of the given clips."""
+        said = read.flatten(0, 1).split([len(role) for role in ROLES.values()], dim=-1)
+        true = self.roles[clips].repeat_interleave(read.shape[1], dim=0).T
+        return sum(map(F.cross_entropy, said, true))
+
+
+def cells(shown: scenes.Scene) -> Tensor:
+    """How much of each cell of each token the shape covers: uint8 (L, CELLS), tokens by frame, row and column."""
+    cover = scenes.cover(shown)
+    cover = torch.cat((cover[:1].expand(3, -1, -1), cover))  # the first latent frame is one frame, the others are four
+    cover = cover.unflatten(2, (4, 4, 4)).unflatten(1, (4, 4, 4)).unflatten(0, (5, 4))  # three a side
+    return (cover.mean(dim=(4, 7)) * 255).round().byte().permute(0, 2, 4, 1, 3, 5).reshape(-1, CELLS)
 
 
 class BothTask(Task):
@@ -186,21 +252,15 @@ def train(vae: WanVAE, folder: Path) -> Pair:
     if rank == 0 and processes > 1:
         dist.barrier()
     tokens = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.demo())
-    pair = initial(tokens.get_piece_size())
-    pair = _run(
-        pair,
-        Task(latents, tokens, BATCH // processes),
-        folder / "t2v",
-        STEPS,
-        partial(cosine, steps=SCHEDULE, peak=RATE),
-    )
-    pair.requires_grad_(True)
+    task = Task(latents, tokens, BATCH // processes)
+    pair = _run(initial(tokens.get_piece_size()), task.of_text, folder / "text", TEXT_STEPS, TEXT_RATE)
+    pair = _run(pair, task, folder / "t2v", STEPS, RATE, SCHEDULE)
     old = pair.dit.state_dict()
     pair.dit = WanDiT(replace(CONFIG, variant="i2v_a14b", in_dim=36))
     old[PATCHES] = torch.cat((old[PATCHES], torch.zeros(CONFIG.dim, 20, *PATCH)), dim=1)
     pair.dit.load_state_dict(old)
     task = BothTask(latents, conditions, tokens, BOTH_BATCH // processes)
-    return _run(pair, task, folder / "both", BOTH_STEPS, partial(cosine, steps=BOTH_STEPS, peak=BOTH_RATE))
+    return _run(pair, task, folder / "both", BOTH_STEPS, BOTH_RATE)
 
 
 def text_to_video(both: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -208,7 +268,10 @@ def text_to_video(both: dict[str, Tensor]) -> dict[str, Tensor]:
     return both | {PATCHES: both[PATCHES][:, : CONFIG.in_dim]}
 
 
-def _run(pair: Pair, task: Task, folder: Path, steps: int, rate: Callable[[int], float]) -> Pair:
-    trainer = Trainer(pair, folder, steps, rate, matrices=is_matrix, exact=is_exact)
-    trainer.run(task)
+def _run(pair: Pair, loss: Callable, folder: Path, steps: int, peak: float, schedule: int | None = None) -> Pair:
+    """The averaged weights after so many steps, of a schedule of more if `schedule` says so."""
+    pair.requires_grad_(True)
+    rate = partial(cosine, steps=schedule or steps, peak=peak)
+    trainer = Trainer(pair, folder, steps, rate, matrices=is_matrix, exact=is_exact, faster=faster)
+    trainer.run(loss)
     return trainer.averaged
