@@ -36,12 +36,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="demo | test | bench | serve")
     demo = commands.add_parser("demo", parents=[own], help="make a video from a text prompt")
-    demo.add_argument("--prompt", help="what the video shows; default: the prompt of the workflow")
-    demo.add_argument("--workflow", default="wan21_text_to_video", metavar="NAME", help="a file of workflows/")
+    demo.add_argument("--prompt", help="what the video shows; default: a red circle moves right on a blue background")
+    demo.add_argument("--workflow", metavar="NAME", help="a file of workflows/; default: the demo family's")
     test = commands.add_parser("test", parents=[own], allow_abbrev=False, help="run the suite; the rest goes to pytest")
     test.add_argument("--require-browser", action="store_true", help="fail where no Chromium is found or installed")
     bench = commands.add_parser("bench", parents=[own], allow_abbrev=False, help="compare with other implementations")
-    bench.add_argument("benchmark", choices=("vae", "dit", "end_to_end", "step_cache"))
+    bench.add_argument("benchmark", choices=("vae", "dit", "end_to_end", "step_cache", "preview"))
     serve = commands.add_parser("serve", parents=[own], help="open the editor")
     serve.add_argument("--port", type=int, default=8188)
     serve.add_argument("--no-browser", action="store_true", help="only start the server")
@@ -68,9 +68,10 @@ def command_line(options: argparse.Namespace, comfyui: host.Host, place: environ
     """What to run in the environment for the command."""
     python = str(place.python)
     if options.command == "demo":
-        prompt = ["--prompt", options.prompt] if options.prompt else []
+        chosen = ["--workflow", options.workflow] if options.workflow else []
+        chosen += ["--prompt", options.prompt] if options.prompt else []
         paths = ["--comfyui", str(comfyui.folder), "--base", str(comfyui.base)]
-        return [python, "-m", "devtools.demo", "--workflow", options.workflow, *prompt, *paths]
+        return [python, "-m", "devtools.demo", *chosen, *paths]
     if options.command == "test":
         chosen = any(Path(argument.split("::")[0]).exists() for argument in options.rest)
         return [python, "-m", "pytest", *([] if chosen else ["tests"]), *options.rest]

@@ -1,4 +1,4 @@
-"""Runs one of the example workflows with the demo checkpoints on a server of its own, and reports the video.
+"""Runs one of the example workflows with the demo family on a server of its own, and reports the video.
 
 `dev.py demo` starts this with the environment's Python.
 """
@@ -24,9 +24,20 @@ from .workflow import to_prompt
 
 WORKFLOWS = ROOT / "workflows"
 
-# What a run with the demo checkpoints changes in a workflow made for the real ones.
+# What a run with the demo family changes in a workflow made for the real models. Variants that are not in the family
+# have stand-ins of random weights.
+FAMILY = {
+    "wan_tiny_t2v.safetensors": ("wan2.1_t2v_1.3B", "wan2.2_t2v_high_noise", "wan2.2_t2v_low_noise"),
+    "wan_tiny_i2v.safetensors": ("wan2.2_i2v_high_noise", "wan2.2_i2v_low_noise"),
+    "wan_tiny_umt5.safetensors": ("umt5",),
+    "wan_tiny_vae.safetensors": ("wan_2.1_vae",),
+}
 DEMO_FILES = {real: tiny.name for tiny in random_weights.FILES for real in tiny.stands_in_for}
-DEMO_VALUES = {"width": 128, "height": 96, "length": 17, "steps": 4}
+DEMO_FILES |= {real: name for name, starts in FAMILY.items() for real in DEMO_FILES if real.startswith(starts)}
+DEMO_VALUES = {"width": 64, "height": 64, "length": 17, "steps": 20, "guidance": 4.0, "shift": 3.0}
+DEMO_VALUES |= {"low_noise_guidance": 0.0}  # as the other one
+DEMO_WORKFLOW = "Try it - tiny text to video"
+DEMO_PROMPT = "a red circle moves right on a blue background"
 PROMPT_INPUT = "positive"  # of WanTextEncode
 
 log = logging.getLogger("dev")
@@ -41,8 +52,8 @@ def load_workflow(name: str) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def adapt(prompt: dict, text: str | None) -> dict:
-    """`prompt` with the demo checkpoints, a size that a CPU manages in seconds, and `text` as its prompt if given."""
+def adapt(prompt: dict, text: str) -> dict:
+    """`prompt` with the demo family's files and values, and `text` as its prompt."""
     adapted = json.loads(json.dumps(prompt))
     for node in adapted.values():
         inputs = node["inputs"]
@@ -51,13 +62,13 @@ def adapt(prompt: dict, text: str | None) -> dict:
                 inputs[name] = DEMO_FILES.get(value, value)
             elif name in DEMO_VALUES and not isinstance(value, list):
                 inputs[name] = DEMO_VALUES[name]
-        if text is not None and isinstance(inputs.get(PROMPT_INPUT), str):
+        if isinstance(inputs.get(PROMPT_INPUT), str):
             inputs[PROMPT_INPUT] = text
     return adapted
 
 
 def with_demo_files(workflow: dict) -> dict:
-    """`workflow` (the editor's JSON) with the demo checkpoints in the place of the real ones and of their links."""
+    """`workflow` (the editor's JSON) with the demo family's files in the place of the real ones and of their links."""
     adapted = json.loads(json.dumps(workflow))
     for node in adapted["nodes"]:
         node.get("properties", {}).pop("models", None)
@@ -94,9 +105,9 @@ def describe(video: Path) -> str:
     )
 
 
-def run(comfyui: Path, base: Path, workflow: dict, text: str | None) -> list[Path]:
+def run(comfyui: Path, base: Path, workflow: dict, text: str) -> list[Path]:
     """Run `workflow` on a server of the host `comfyui` with the files under `base`; return the files it wrote."""
-    with step("Demo checkpoints (random weights: the video will be noise)"):
+    with step("Stand-ins for the variants that are not in the demo family, and pictures to begin with"):
         random_weights.write(base / "models")
         examples.write(base / "input")
     cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
@@ -113,8 +124,8 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--comfyui", type=Path, required=True)
     parser.add_argument("--base", type=Path, required=True)
-    parser.add_argument("--workflow", required=True)
-    parser.add_argument("--prompt")
+    parser.add_argument("--workflow", default=DEMO_WORKFLOW)
+    parser.add_argument("--prompt", default=DEMO_PROMPT)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the blocks that stop the server
     try:

@@ -3,7 +3,8 @@
     python -m devtools.pictures --comfyui PATH [NAME ...]
 
 with the Python of an environment of `dev.py test`. A NAME is a file of workflows/, whose picture lies beside it, or a
-node, whose picture is the small graph of its help page; without one, all are taken.
+node, whose picture is the small graph of its help page; without one, all are taken. The demo family's workflow is run
+before its picture is taken.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 from tiny import examples, random_weights
 
 from . import host
-from .demo import WORKFLOWS
+from .demo import DEMO_WORKFLOW, WORKFLOWS
 from .editor import Editor, chromium
 from .environment import ROOT
 from .server import Server
@@ -182,6 +183,8 @@ def photograph(editor: Editor, name: str) -> Path:
         path = HELP / f"{name}.jpg"
     else:
         editor.open(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
+        if name == DEMO_WORKFLOW:
+            editor.run()
         path = WORKFLOWS / f"{name}.jpg"
     editor.page.wait_for_timeout(SETTLING)
     clip = editor.page.evaluate(FIT, MARGIN)

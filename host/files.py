@@ -1,11 +1,20 @@
 """Model files by the names that the editor shows, resolved inside the host's own folders."""
 
+from pathlib import Path
+
 import folder_paths
 
 from ..wan_model.checkpoint import PART
 
 EXTENSIONS = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".gguf")
 GGUF_FOLDER = "wan_gguf_{}"  # the host lists no .gguf files: the same folders once more, for these
+
+
+def offer(models: Path) -> None:
+    """Add the folders in `models`, which is laid out as the host's models folder, to those that loaders list."""
+    for folder in sorted(models.glob("*")):  # none where somebody has deleted them
+        if folder.is_dir():
+            folder_paths.add_model_folder_path(folder.name, str(folder))
 
 
 def names(folder: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Draws the pictures and the clip that the example workflows begin with: a ball that rolls down a hill."""
+"""Draws the pictures and the clip that the example workflows begin with, in the demo family's world."""
 
 import sys
 from pathlib import Path
@@ -7,24 +7,24 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
-FRAMES, WIDTH, HEIGHT, RATE = 17, 128, 96, 16  # one second, in the size of a run with the tiny checkpoints
+from . import scenes
+
+SCENE = scenes.Scene("circle", "red", "blue", "right", start=(0.3, 0.5, 0.2), amount=0.4, angle=0.0, shades=(1.0, 1.0))
+FRAMES, SIDE = scenes.FRAMES, scenes.SIDE  # of the clip
+PICTURE = 4 * SIDE  # side of a picture in pixels
 FILES = ("wan_example_start.png", "wan_example_end.png", "wan_example_mask.png", "wan_example.mp4")
 
 
-def frame(moment: float) -> Image.Image:
-    """The scene at `moment`, 0 for its first frame and 1 for its last."""
-    sky = np.linspace((90, 150, 220), (230, 220, 190), HEIGHT)[:, None].repeat(WIDTH, axis=1)
-    image = Image.fromarray(sky.round().astype(np.uint8))
-    draw = ImageDraw.Draw(image)
-    draw.polygon([(0, HEIGHT // 2), (WIDTH, HEIGHT * 5 // 6), (WIDTH, HEIGHT), (0, HEIGHT)], fill=(70, 130, 60))
-    draw.circle((16 + 90 * moment, HEIGHT // 2 - 4 + 24 * moment), 12, fill=(210, 50, 40))
-    return image
+def frames(side: int) -> list[Image.Image]:
+    """The scene in `side` x `side` pixels."""
+    video = ((scenes.render(SCENE, side, side) + 1) * 127.5).round().byte()
+    return [Image.fromarray(np.ascontiguousarray(frame)) for frame in video.permute(1, 2, 3, 0).numpy()]
 
 
 def mask() -> Image.Image:
     """White where a workflow makes something new: a disc in the middle."""
-    image = Image.new("RGB", (WIDTH, HEIGHT))
-    ImageDraw.Draw(image).circle((WIDTH // 2, HEIGHT // 2), HEIGHT // 3, fill=(255, 255, 255))
+    image = Image.new("RGB", (PICTURE, PICTURE))
+    ImageDraw.Draw(image).circle((PICTURE // 2, PICTURE // 2), PICTURE // 3, fill=(255, 255, 255))
     return image
 
 
@@ -32,14 +32,14 @@ def write(folder: Path) -> None:
     """Writes `FILES` into `folder`, the host's input folder."""
     folder.mkdir(parents=True, exist_ok=True)
     start, end, inpainted, clip = (folder / name for name in FILES)
-    frames = [frame(index / (FRAMES - 1)) for index in range(FRAMES)]
-    frames[0].save(start)
-    frames[-1].save(end)
+    pictures = frames(PICTURE)
+    pictures[0].save(start)
+    pictures[-1].save(end)
     mask().save(inpainted)
     with av.open(str(clip), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE, options={"crf": "12"})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for image in frames:
+        stream = container.add_stream("libx264", rate=scenes.RATE, options={"crf": "12"})
+        stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv420p"
+        for image in frames(SIDE):
             container.mux(stream.encode(av.VideoFrame.from_image(image)))
         container.mux(stream.encode())
 

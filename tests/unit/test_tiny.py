@@ -1,7 +1,10 @@
 """The demo family's world, judge and training; its shipped weights."""
 
 import hashlib
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -89,6 +92,16 @@ def test_training_the_vae_improves_it_and_goes_on_where_it_stopped(tmp_path, mon
         assert torch.equal(parameter, first.model.state_dict()[name]), name
 
 
+def test_a_token_is_told_which_of_its_cells_the_shape_covers():
+    scene = train_dit.scene(3)
+    cover, cells = scenes.cover(scene), train_dit.cells(scene).view(5, 4, 4, 4, 4, 4) / 255
+    assert 0.05 < cover.mean() < 0.5
+    for frame, row, column in ((0, 1, 2), (2, 1, 2), (4, 2, 1)):
+        rows, columns = slice(16 * row, 16 * row + 16), slice(16 * column, 16 * column + 16)
+        part = cover[max(0, 4 * frame - 3) : 4 * frame + 1, rows, columns].unflatten(2, (4, 4)).unflatten(1, (4, 4))
+        torch.testing.assert_close(cells[frame, row, column], part.mean(dim=(2, 4)).expand(4, 4, 4), rtol=0, atol=0.003)
+
+
 def test_training_the_dit_improves_it(tmp_path):
     tokens = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.demo())
     latents = torch.randn(8, 16, *family.SIZE, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.5
@@ -102,6 +115,50 @@ def test_training_the_dit_improves_it(tmp_path):
     )
     losses = trainer.run(train_dit.Task(latents, tokens, batch=4))
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from tiny.trainer import Trainer, place
+
+def loss(model, seed):
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed)).bfloat16()
+    return (model(x) - x).square().mean()
+
+if dist.is_torchelastic_launched():
+    dist.init_process_group("gloo")
+alone = place()[1] == 1
+torch.manual_seed(0)
+trainer = Trainer(torch.nn.Linear(3, 3), Path(sys.argv[1]), 3, lambda step: 0.1)
+trainer.run((lambda model, step: (loss(model, 2 * step) + loss(model, 2 * step + 1)) / 2) if alone else loss)
+"""
+
+
+def test_two_processes_train_as_one_with_twice_the_samples(tmp_path):
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    environment = os.environ | {"PYTHONPATH": str(family.MODELS.parents[1]), "OMP_NUM_THREADS": "1"}
+    weights = []
+    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]):
+        folder = tmp_path / str(len(weights))
+        subprocess.run([sys.executable, *launcher, str(script), str(folder)], check=True, env=environment)
+        weights.append(torch.load(folder / "state.pt", weights_only=True)["model"]["weight"])
+    torch.manual_seed(0)
+    assert (weights[0] - torch.nn.Linear(3, 3).weight).abs().min() > 0.05
+    torch.testing.assert_close(*weights, rtol=0.02, atol=1e-3)
+
+
+def test_without_a_picture_the_network_for_both_is_the_one_for_text():
+    generator = torch.Generator().manual_seed(0)
+    x, context = (torch.randn(shape, generator=generator) for shape in ((1, 16, *family.SIZE), (1, 7, 128)))
+    with torch.no_grad():
+        both = family.load_dit("i2v")(x, torch.tensor([600.0]), context, y=torch.zeros(1, 20, *family.SIZE))
+        torch.testing.assert_close(
+            family.load_dit("t2v")(x, torch.tensor([600.0]), context), both, rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("file", sorted(family.MODELS.rglob("*.safetensors")), ids=lambda file: file.stem)

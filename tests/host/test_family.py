@@ -1,0 +1,147 @@
+"""The demo family in the host: what its prompt says is seen, in every precision and form of file."""
+
+import pytest
+import torch
+import writers
+
+from tiny import evaluate, family, judge, scenes
+
+PROMPTS = (0, 12, 23)  # of `evaluate.held_out`
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return family.load_vae()
+
+
+@pytest.fixture(scope="module")
+def host_clip(room):
+    return room("host.clip").load(str(family.path("umt5")))
+
+
+@pytest.fixture(scope="module")
+def load(room):
+    """Function (kind or file, weight_dtype) -> MODEL."""
+
+    def read(file="t2v", dtype="float32"):
+        return room("host.model").load(str(family.path(file) if file in family.FOLDERS else file), dtype)
+
+    return read
+
+
+@pytest.fixture(scope="module")
+def encode(room, host_clip):
+    """Function from a prompt to its CONDITIONING."""
+    return lambda prompt: room("host.clip").encode_prompt(host_clip, prompt, "positive")
+
+
+@pytest.fixture(scope="module")
+def make(run_node, encode):
+    """Function (model, prompt) -> latent, with the recommended settings and seed 1."""
+
+    def run(model, prompt):
+        given = dict(steps=family.STEPS, guidance=family.GUIDANCE, shift=family.SHIFT, solver="unipc", denoise=1.0)
+        latent = {"samples": torch.zeros(1, 16, *family.SIZE)}
+        texts = {"positive": encode(prompt), "negative": encode("")}
+        return run_node("WanSampler", model=model, seed=1, latent=latent, **texts, **given)[0]["samples"]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def expected(make, load):
+    """Latents of `PROMPTS` by the plain model, by prompt."""
+    return {index: make(load(), evaluate.held_out(index)[1]) for index in PROMPTS}
+
+
+def seen(vae, latent) -> judge.Seen:
+    """What a latent of the host's shows, which is not normalised."""
+    return judge.look(vae.decode(latent).clamp(-1, 1)[0])
+
+
+def test_the_loaders_list_the_family(pack, room):
+    for kind, folder in family.FOLDERS.items():
+        name = family.path(kind).name
+        assert name in room("host.files").names(folder)
+        assert room("host.files").path(folder, name) == str(family.path(kind))
+
+
+def test_prompts_are_embedded_as_hugging_face_does(encode, relative_error):
+    prompts = [evaluate.held_out(index)[1] for index in range(6)]
+    assert any(not prompt.isascii() for prompt in prompts)
+    for prompt, theirs in zip(prompts, map(family.TextEncoder(), ([prompt] for prompt in prompts)), strict=True):
+        ours = encode(prompt)[0][0]
+        assert relative_error(ours[:, : theirs.shape[1]], theirs) < 1e-5
+        assert not ours[:, theirs.shape[1] :].any()
+
+
+def test_the_sampler_is_the_plain_loop(expected, relative_error):
+    encoder, dit = family.TextEncoder(), family.load_dit("t2v")
+    index = PROMPTS[0]
+    plain = family.sample(dit, encoder([evaluate.held_out(index)[1]]), encoder([""]), [1])
+    assert relative_error(expected[index], family.restore(plain)) < 1e-4
+
+
+def test_what_the_prompt_says_is_seen(expected, vae):
+    for index, latent in expected.items():
+        scene, _ = evaluate.held_out(index)
+        found = seen(vae, latent)
+        assert (found.colour, found.shape, found.background, found.motion) == (
+            *(scene.colour, scene.shape, scene.background, scene.motion),
+        )
+
+
+@pytest.mark.parametrize("dtype, bound", [("bfloat16", 0.2), ("fp8_e4m3fn", 0.5)])
+def test_other_precisions_show_the_same(make, load, expected, vae, relative_error, dtype, bound):
+    model = load(dtype=dtype)
+    for index, latent in expected.items():
+        made = make(model, evaluate.held_out(index)[1])
+        assert 0 < relative_error(made, latent) < bound
+        assert seen(vae, made) == seen(vae, latent)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q5_1"])
+def test_gguf_shows_the_same(make, load, expected, vae, tmp_path, kind):
+    weights = family.load_dit("t2v").state_dict()
+    path = tmp_path / "wan.gguf"
+    writers.write_gguf(path, weights, kind)
+    model = load(path)
+    for index, latent in expected.items():
+        assert seen(vae, make(model, evaluate.held_out(index)[1])) == seen(vae, latent)
+
+
+@pytest.mark.parametrize("criterion", ["easycache", "teacache", "magcache"])
+def test_a_step_cache_shows_the_same(run_node, make, load, expected, vae, criterion):
+    (model,) = run_node(
+        "WanStepCache", model=load(), criterion=criterion, budget=0.05, start_percent=0.15, end_percent=0.95
+    )
+    for index, latent in expected.items():
+        assert seen(vae, make(model, evaluate.held_out(index)[1])) == seen(vae, latent)
+
+
+def test_an_image_begins_the_clip_and_the_prompt_moves_it(run_node, room, load, encode, vae):
+    (host_vae,) = run_node(
+        "WanVAELoader", vae_name=family.path("vae").name, decode_dtype="float32", encode_dtype="float32"
+    )
+    model = load("i2v")
+    for index in PROMPTS[1:]:
+        scene, caption = evaluate.held_out(index)
+        clip = scenes.render(scene)
+        frames = ((clip + 1) / 2).permute(1, 2, 3, 0)  # (T, H, W, 3) in [0, 1]
+        for ends in ({"start_image": frames[:1]}, {"start_image": frames[:1], "end_image": frames[-1:]}):
+            positive, negative, latent = run_node(
+                "WanConditioning",
+                positive=encode(caption),
+                negative=encode(""),
+                vae=host_vae,
+                **{"width": 64, "height": 64, "length": 17, "batch_size": 1, "tile_width": 0, "tile_height": 0},
+                **ends,
+            )
+            given = dict(steps=family.STEPS, guidance=family.GUIDANCE, shift=family.SHIFT, solver="unipc", denoise=1.0)
+            texts = {"positive": positive, "negative": negative}
+            (out,) = run_node("WanSampler", model=model, seed=2, latent=latent, **texts, **given)
+            made = vae.decode(out["samples"]).clamp(-1, 1)[0]
+            assert evaluate.psnr(made[:, 0], clip[:, 0]) > 24
+            if "end_image" in ends:
+                assert evaluate.psnr(made[:, -1], clip[:, -1]) > 22
+            assert judge.look(made).motion == scene.motion
