@@ -69,7 +69,7 @@ def test_files_sizes_and_lengths_explain_themselves(words, editor, open_workflow
 
     page.locator(".wan-note select").select_option(words["presets"][-1])
     first_widgets = f"(type) => ({FIND})(type).widgets.slice(0, 3).map(widget => widget.value)"
-    assert page.evaluate(first_widgets, "WanConditioning") == [1104, 832, 85]
+    assert page.evaluate(first_widgets, "WanConditioning") == [960, 960, 85]
 
     editor.set("vae_name", VAE22)
     editor.set("length", 81)
