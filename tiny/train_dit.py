@@ -15,6 +15,7 @@ import sentencepiece
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import Linear
 from torch.nn import functional as F
 from transformers import UMT5EncoderModel
 
@@ -58,8 +59,8 @@ class Pair(nn.Module):
         super().__init__()
         self.encoder, self.dit = encoder, dit
         roles = sum(map(len, ROLES.values()))
-        self.reader = nn.Linear(CONFIG.text_dim, roles)
-        self.probe = nn.Sequential(nn.Linear(CONFIG.dim, CONFIG.dim), nn.SiLU(), nn.Linear(CONFIG.dim, roles + CELLS))
+        self.reader = Linear(CONFIG.text_dim, roles)
+        self.probe = nn.Sequential(Linear(CONFIG.dim, CONFIG.dim), nn.SiLU(), Linear(CONFIG.dim, roles + CELLS))
 
 
 def initial(vocabulary: int, seed: int = 0) -> Pair:

@@ -2,6 +2,8 @@
 
 import folder_paths
 
+from tiny import family
+
 import nodes
 
 
@@ -11,6 +13,8 @@ def test_every_node_of_the_pack_is_registered(room):
     assert ids >= {"WanModelLoader", "WanVAELoader", "WanTextEncoderLoader", "WanSampler", "WanVAEDecode"}
 
 
-def test_the_host_lists_the_checkpoints(models):
+def test_the_host_lists_the_checkpoints_and_the_demo_family(models, pack):
     for folder in ("diffusion_models", "vae", "text_encoders"):
-        assert sorted(path.name for path in (models / folder).iterdir()) == folder_paths.get_filename_list(folder)
+        places = (models / folder, family.MODELS / folder)
+        names = sorted(path.name for place in places for path in place.iterdir() if path.suffix != ".md")
+        assert names == folder_paths.get_filename_list(folder)

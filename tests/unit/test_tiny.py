@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+from torch.nn import Linear
 
 from tiny import evaluate, family, judge, scenes, tokenizer, train_dit, train_vae, whole_clip
 from tiny.trainer import Trainer
@@ -122,6 +123,7 @@ import sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
+from torch.nn import Linear
 from tiny.trainer import Trainer, place
 
 def loss(model, seed):
@@ -132,7 +134,7 @@ if dist.is_torchelastic_launched():
     dist.init_process_group("gloo")
 alone = place()[1] == 1
 torch.manual_seed(0)
-trainer = Trainer(torch.nn.Linear(3, 3), Path(sys.argv[1]), 3, lambda step: 0.1)
+trainer = Trainer(Linear(3, 3), Path(sys.argv[1]), 3, lambda step: 0.1)
 trainer.run((lambda model, step: (loss(model, 2 * step) + loss(model, 2 * step + 1)) / 2) if alone else loss)
 """
 
@@ -147,7 +149,7 @@ def test_two_processes_train_as_one_with_twice_the_samples(tmp_path):
         subprocess.run([sys.executable, *launcher, str(script), str(folder)], check=True, env=environment)
         weights.append(torch.load(folder / "state.pt", weights_only=True)["model"]["weight"])
     torch.manual_seed(0)
-    assert (weights[0] - torch.nn.Linear(3, 3).weight).abs().min() > 0.05
+    assert (weights[0] - Linear(3, 3).weight).abs().min() > 0.05
     torch.testing.assert_close(*weights, rtol=0.02, atol=1e-3)
 
 
