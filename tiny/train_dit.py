@@ -87,12 +87,7 @@ def initial(vocabulary: int, seed: int = 0) -> Pair:
 
 def is_matrix(name: str) -> bool:
     """Whether a parameter is a hidden matrix, which Muon trains."""
-    return ".block." in name or (".blocks." in name and "relative" not in name)
-
-
-def faster(name: str) -> float:
-    """How much faster than others a parameter of AdamW's is trained: T5's only sense of order must grow to several."""
-    return 20.0 if "relative_attention_bias" in name else 1.0
+    return ".block." in name or ".blocks." in name
 
 
 def is_exact(name: str) -> bool:
@@ -112,6 +107,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, repeats: int = 1) -> Ten
     return (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
 
 
+def encode(vae: WanVAE, clips: Tensor) -> Tensor:
+    """Normalised latents, float16, of clips (B, 3, T, H, W) by a VAE in bfloat16."""
+    clips = clips.bfloat16().contiguous(memory_format=torch.channels_last_3d)
+    return family.normalise(whole_clip.encode(vae, clips)).to(torch.float16)
+
+
 def bank(vae: WanVAE, path: Path, count: int = CLIPS) -> Tensor:
     """Normalised latents (count, 16, 5, 8, 8) of as many clips, kept in `path`."""
     if not path.exists():
@@ -119,11 +120,9 @@ def bank(vae: WanVAE, path: Path, count: int = CLIPS) -> Tensor:
         latents = []
         with torch.no_grad():
             for first in range(0, count, 4):
-                clips = torch.stack([scenes.render(scene(first + i)) for i in range(4)]).bfloat16()
-                clips = clips.contiguous(memory_format=torch.channels_last_3d)
-                latents.append(family.normalise(whole_clip.encode(vae, clips)).float())
+                latents.append(encode(vae, torch.stack([scenes.render(scene(first + i)) for i in range(4)])))
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(torch.cat(latents).to(torch.float16), path)
+        torch.save(torch.cat(latents), path)
     return torch.load(path, weights_only=True)
 
 
@@ -178,16 +177,18 @@ class Task:
         loss = (made - (noise - clean)).square().mean() + ROLE_WEIGHT * self.misread(probed[..., :-CELLS], clips)
         loss = loss + CELL_WEIGHT * F.binary_cross_entropy_with_logits(probed[..., -CELLS:], self.cells[clips] / 255)
         told = torch.from_numpy(prompted)
-        return loss + READ_WEIGHT * self.misread(
-            pair.reader(context[told].mean(dim=1, keepdim=True)).float(), clips[told]
-        )
+        return loss + READ_WEIGHT * self.misread_text(pair, context[told], clips[told])
 
     def of_text(self, pair: Pair, seed: int) -> Tensor:
         """The loss of the reader alone."""
         rng = np.random.default_rng(seed)
         chosen = rng.integers(len(self.scenes), size=self.batch)
         context = family.embed(pair.encoder, [self.prompt(index, rng) for index in chosen])
-        return self.misread(pair.reader(context.mean(dim=1, keepdim=True)).float(), torch.from_numpy(chosen))
+        return self.misread_text(pair, context, torch.from_numpy(chosen))
+
+    def misread_text(self, pair: Pair, context: Tensor, clips: Tensor) -> Tensor:
+        """Cross-entropy of what the reader reads of the embedded prompts (B, L, text_dim) of the given clips."""
+        return self.misread(pair.reader(context.mean(dim=1, keepdim=True)).float(), clips)
 
     def misread(self, read: Tensor, clips: Tensor) -> Tensor:
         """Cross-entropy of what is read (B, L, all of `ROLES`) of each of L tokens of the given clips."""
@@ -232,11 +233,10 @@ def condition_bank(vae: WanVAE, path: Path, count: int = PICTURES) -> Tensor:
         latents = []
         with torch.no_grad():
             for index in range(count):
-                clips = scenes.render(scene(index)).bfloat16().repeat(2, 1, 1, 1, 1)
+                clips = scenes.render(scene(index)).repeat(2, 1, 1, 1, 1)
                 clips[:, :, 1:-1] = 0
                 clips[0, :, -1] = 0
-                clips = clips.contiguous(memory_format=torch.channels_last_3d)
-                latents.append(family.normalise(whole_clip.encode(vae, clips)).to(torch.float16))
+                latents.append(encode(vae, clips))
         torch.save(torch.stack(latents), path)
     return torch.load(path, weights_only=True)
 
@@ -273,6 +273,6 @@ def _run(pair: Pair, loss: Callable, folder: Path, steps: int, peak: float, sche
     """The averaged weights after so many steps, of a schedule of more if `schedule` says so."""
     pair.requires_grad_(True)
     rate = partial(cosine, steps=schedule or steps, peak=peak)
-    trainer = Trainer(pair, folder, steps, rate, matrices=is_matrix, exact=is_exact, faster=faster)
+    trainer = Trainer(pair, folder, steps, rate, matrices=is_matrix, exact=is_exact)
     trainer.run(loss)
     return trainer.averaged

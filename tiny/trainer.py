@@ -33,7 +33,7 @@ class Trainer:
     The averaged weights follow the trained ones exponentially, by 1 - `average` a step. The gradients are computed by
     a copy of the model in bfloat16, but for the parameters that `exact` names; the weights and the optimiser's state
     are float32. rate: learning rate of each step. Matrices that `matrices` names are trained by Muon, all else by
-    AdamW, at the rate times `faster`. folder: where the log and the state lie; with a state there, the run goes on
+    AdamW. folder: where the log and the state lie; with a state there, the run goes on
     from it. In a process group each process computes gradients of its own and all follow their mean.
     """
 
@@ -47,21 +47,19 @@ class Trainer:
         average: float = 0.998,
         matrices: Callable[[str], bool] = lambda name: False,
         exact: Callable[[str], bool] = lambda name: False,
-        faster: Callable[[str], float] = lambda name: 1.0,
     ):
         self.model, self.folder, self.steps, self.rate, self.average = model, folder, steps, rate, average
         self.work = copy.deepcopy(model).train()
         for name, parameter in self.work.named_parameters():
             parameter.data = innermost(parameter.data if exact(name) else parameter.data.bfloat16())
         self.averaged = copy.deepcopy(model).requires_grad_(False)
-        self.flat, adam = {}, {}
+        self.flat, adam = {}, []
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and parameter.ndim > 1 and matrices(name):
                 self.flat[name] = nn.Parameter(parameter.data.view(len(parameter), -1))  # the same memory
             elif parameter.requires_grad:
-                adam.setdefault(faster(name), []).append(parameter)
-        groups = [{"params": parameters, "faster": factor} for factor, parameters in adam.items()]
-        self.optimisers = [torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)]
+                adam.append(parameter)
+        self.optimisers = [torch.optim.AdamW(adam, betas=(0.9, 0.98), weight_decay=0.0)]
         muon = list(self.flat.values())
         if muon:
             self.optimisers.append(torch.optim.Muon(muon, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
@@ -110,7 +108,7 @@ class Trainer:
             flat.grad = None if grad is None else grad.flatten(1)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = self.rate(step) * group.get("faster", 1.0)
+                group["lr"] = self.rate(step)
             optimiser.step()
         keep = min(self.average, (step + 1) / (step + 10))  # follows closely at first
         with torch.no_grad():
