@@ -82,8 +82,9 @@ def part_of_model(model) -> Part | None:
     """A MODEL of this pack, or None for another's, whose forward is not known here."""
     if not isinstance(model.model, HostModel):
         return None
-    network, dtype = model.model.diffusion_model, model.model.manual_cast_dtype or model.model.get_dtype()
-    return Part(model.model.source, network.config, comfy.model_management.module_size(network), dtype)
+    network = model.model.diffusion_model
+    size = comfy.model_management.module_size(network)
+    return Part(model.model.source, network.config, size, model.model.compute_dtype)
 
 
 def here() -> Place:

@@ -36,6 +36,11 @@ class HostModel:
         comfy.model_base.BaseModel.__init__(self, model_config, comfy.model_base.ModelType.FLOW, unet_model=unet_model)
         self.image_to_video = config.in_dim > config.out_dim or config.variant == "ti2v"
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return self.manual_cast_dtype or self.get_dtype()
+
     def extra_conds(self, **kwargs):
         """What the host hands to the network for one conditioning, without the CLIP tokens where it reads none."""
         conds = super().extra_conds(**kwargs)
@@ -52,7 +57,7 @@ class HostModel:
         contexts = max((shape[1] for shape in shapes.get("vace_context", ())), default=0)
         batch, channels, frames, *size = input_shape
         shape = (batch, channels, frames + behind, *size)
-        return memory.needed(self.diffusion_model.config, shape, self.manual_cast_dtype or self.get_dtype(), contexts)
+        return memory.needed(self.diffusion_model.config, shape, self.compute_dtype, contexts)
 
 
 class Wan21(HostModel, comfy.model_base.WAN21):

@@ -49,7 +49,7 @@ def identity(name: str, dtype: torch.dtype) -> str:
 
 def identity_of(model) -> str:
     """`identity` of a `HostModel`."""
-    return identity(model.source, model.manual_cast_dtype or model.get_dtype())
+    return identity(model.source, model.compute_dtype)
 
 
 class Timer:
