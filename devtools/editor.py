@@ -37,6 +37,10 @@ WATCH = """() => {
     for (const name of ["execution_success", "execution_error", "execution_interrupted"])
         api.addEventListener(name, (event) => window.ended.push({ name, ...event.detail }))
 }"""
+DRAWN = """async () => {
+    app.canvas.setDirty(true, true)
+    for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame)
+}"""
 MISSING = """() => app.graph._nodes.map(node => node.type)
     .filter(type => !(type in LiteGraph.registered_node_types))"""
 SET = """([type, widget, value]) => {
@@ -71,6 +75,7 @@ class Editor:
         self.page.wait_for_function(READY)
         self.page.locator(RUN_BUTTON).first.wait_for()
         self.page.evaluate(WATCH)
+        self.draw()
 
     def open(self, workflow: dict) -> None:
         """Load `workflow` (the editor's JSON) and close the dialogs about files that are not there.
@@ -81,6 +86,10 @@ class Editor:
         if missing := self.page.evaluate(MISSING):
             raise ValueError(f"The server lacks nodes of the workflow: {missing}")
         self.close_dialogs()
+
+    def draw(self) -> None:
+        """Wait until the canvas is drawn as the graph is now: the mouse meets only what has been drawn."""
+        self.page.evaluate(DRAWN)
 
     def close_dialogs(self) -> None:
         """Close what covers the canvas."""

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from devtools import blueprints, demo
+from devtools.editor import Editor
 
 NAME = "wan21_text_to_video"
 SLOT = """([type, isInput, name]) => {
@@ -39,19 +40,22 @@ AROUND = """() => {
 TYPES = "app.graph._nodes.map((node) => node.type).sort()"
 
 
-def wire(page, origin: str, output: str, target: str, given: str) -> None:
+def wire(editor: Editor, origin: str, output: str, target: str, given: str) -> None:
     """Drag a link with the mouse from an output of one type of node to an input of another."""
-    page.wait_for_timeout(500)  # a node just placed must be drawn before its slots can be grabbed
+    page = editor.page
+    page.wait_for_timeout(500)  # the newer editor measures the slots of a node just placed some frames later
     page.mouse.move(*page.evaluate(SLOT, [origin, False, output]))
     page.mouse.down()
     page.mouse.move(*page.evaluate(SLOT, [target, True, given]), steps=8)
     page.mouse.up()
 
 
-def pick(page, words: str, title: str) -> None:
+def pick(editor: Editor, words: str, title: str) -> None:
     """Find a node in the search and put it onto the canvas."""
+    editor.draw()
+    page = editor.page
     count = page.evaluate("app.graph._nodes.length")
-    page.mouse.dblclick(1000, 900)
+    page.mouse.dblclick(1000, 900, delay=30)  # the editor takes no two clicks in one millisecond for a double one
     page.wait_for_function("document.activeElement?.tagName === 'INPUT'")
     page.keyboard.type(words)
     page.get_by_text(title, exact=True).first.wait_for()
@@ -66,12 +70,12 @@ def test_a_node_from_the_search_is_placed_and_wired_by_hand_and_its_video_restor
     types = page.evaluate(TYPES)
     page.evaluate("app.graph.remove(app.graph._nodes.find((node) => node.type === 'WanSampler'))")
 
-    pick(page, "wan sampler", "Wan Sampler")
-    wire(page, "WanModelLoader", "MODEL", "WanSampler", "model")
-    wire(page, "WanTextEncode", "positive", "WanSampler", "positive")
-    wire(page, "WanTextEncode", "negative", "WanSampler", "negative")
-    wire(page, "WanEmptyLatent", "LATENT", "WanSampler", "latent")
-    wire(page, "WanSampler", "LATENT", "WanVAEDecodeToVideo", "samples")
+    pick(editor, "wan sampler", "Wan Sampler")
+    wire(editor, "WanModelLoader", "MODEL", "WanSampler", "model")
+    wire(editor, "WanTextEncode", "positive", "WanSampler", "positive")
+    wire(editor, "WanTextEncode", "negative", "WanSampler", "negative")
+    wire(editor, "WanEmptyLatent", "LATENT", "WanSampler", "latent")
+    wire(editor, "WanSampler", "LATENT", "WanVAEDecodeToVideo", "samples")
     assert page.evaluate("app.graph._nodes.find((node) => node.type === 'WanSampler').inputs[0].link") is not None
     editor.set("steps", 2)
     editor.run()
@@ -88,7 +92,7 @@ def test_a_node_from_the_search_is_placed_and_wired_by_hand_and_its_video_restor
 @pytest.mark.parametrize("blueprint", blueprints.BLUEPRINTS, ids=lambda blueprint: blueprint.workflow)
 def test_a_blueprint_is_found_in_the_search_and_runs(editor, page, blueprint):
     page.evaluate("app.graph.clear()")
-    pick(page, blueprint.name, blueprint.name)
+    pick(editor, blueprint.name, blueprint.name)
     for node in demo.load_workflow(blueprint.workflow)["nodes"]:
         for real in node["widgets_values"][:1]:
             if real in demo.DEMO_FILES:
