@@ -41,6 +41,7 @@ DRAWN = """async () => {
     app.canvas.setDirty(true, true)
     for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame)
 }"""
+UNCOVERED = "([x, y]) => document.elementFromPoint(x, y)?.id === 'graph-canvas'"
 MISSING = """() => app.graph._nodes.map(node => node.type)
     .filter(type => !(type in LiteGraph.registered_node_types))"""
 SET = """([type, widget, value]) => {
@@ -75,7 +76,6 @@ class Editor:
         self.page.wait_for_function(READY)
         self.page.locator(RUN_BUTTON).first.wait_for()
         self.page.evaluate(WATCH)
-        self.draw()
 
     def open(self, workflow: dict) -> None:
         """Load `workflow` (the editor's JSON) and close the dialogs about files that are not there.
@@ -87,9 +87,14 @@ class Editor:
             raise ValueError(f"The server lacks nodes of the workflow: {missing}")
         self.close_dialogs()
 
-    def draw(self) -> None:
-        """Wait until the canvas is drawn as the graph is now: the mouse meets only what has been drawn."""
+    def point(self, x: float, y: float) -> None:
+        """Move the mouse to a point of the canvas, in pixels of the window, when the canvas can be met there.
+
+        It has to be drawn as the graph is now, and a dialog that fades out covers it for a while.
+        """
         self.page.evaluate(DRAWN)
+        self.page.wait_for_function(UNCOVERED, arg=[x, y])
+        self.page.mouse.move(x, y, steps=4)
 
     def close_dialogs(self) -> None:
         """Close what covers the canvas."""

@@ -43,8 +43,7 @@ TYPES = "app.graph._nodes.map((node) => node.type).sort()"
 def wire(editor: Editor, origin: str, output: str, target: str, given: str) -> None:
     """Drag a link with the mouse from an output of one type of node to an input of another."""
     page = editor.page
-    page.wait_for_timeout(500)  # the newer editor measures the slots of a node just placed some frames later
-    page.mouse.move(*page.evaluate(SLOT, [origin, False, output]))
+    editor.point(*page.evaluate(SLOT, [origin, False, output]))
     page.mouse.down()
     page.mouse.move(*page.evaluate(SLOT, [target, True, given]), steps=8)
     page.mouse.up()
@@ -52,8 +51,8 @@ def wire(editor: Editor, origin: str, output: str, target: str, given: str) -> N
 
 def pick(editor: Editor, words: str, title: str) -> None:
     """Find a node in the search and put it onto the canvas."""
-    editor.draw()
     page = editor.page
+    editor.point(1000, 900)
     count = page.evaluate("app.graph._nodes.length")
     page.mouse.dblclick(1000, 900, delay=30)  # the editor takes no two clicks in one millisecond for a double one
     page.wait_for_function("document.activeElement?.tagName === 'INPUT'")
@@ -61,8 +60,10 @@ def pick(editor: Editor, words: str, title: str) -> None:
     page.get_by_text(title, exact=True).first.wait_for()
     page.keyboard.press("Enter")
     page.wait_for_function("(count) => app.graph._nodes.length > count", arg=count)
-    page.mouse.move(1150, 800, steps=4)
-    page.mouse.click(1150, 800)  # the newer editor's node follows the mouse until then
+    if page.evaluate("'ghostNodeId' in app.canvas.state"):  # the newer editor's node follows the mouse until a click
+        page.wait_for_function("app.canvas.state.ghostNodeId !== null")
+        editor.point(1150, 800)
+        page.mouse.click(1150, 800)
 
 
 def test_a_node_from_the_search_is_placed_and_wired_by_hand_and_its_video_restores_the_graph(open_workflow, page):

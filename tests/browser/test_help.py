@@ -25,7 +25,7 @@ def language(request, editor) -> str:
 def test_the_help_page_speaks_the_language(language, editor, page):
     texts = locales.read(language)["WanSampler"]
     title = page.evaluate(TITLE)
-    editor.draw()
+    editor.point(*title)
     page.mouse.click(*title)
     page.get_by_test_id("info-button").click()
     page.get_by_text(texts["inputs"]["boundary"]["tooltip"][:30]).first.wait_for()
