@@ -17,7 +17,7 @@ COMFYUI = os.environ.get("WAN_COMFYUI")  # `dev.py bench` sets it
 if not COMFYUI:
     sys.exit(f"This runs with ComfyUI: start it as `python3 dev.py bench {NAME}`.")
 sys.path[:0] = [COMFYUI]
-sys.path += [str(ROOT), str(ROOT / "tests" / "golden")]  # last: this pack's `nodes` would hide the host's
+sys.path += [str(ROOT / folder) for folder in (".", "tests", "tests/golden")]  # last: our `nodes` would hide the host's
 
 import page  # noqa: E402, of this folder
 

@@ -3,7 +3,6 @@
 Samples the demo family on a running server; the result goes into a section of its own in benchmarks/results.md.
 """
 
-import asyncio
 import base64
 import os
 import socket
@@ -14,9 +13,9 @@ import time
 import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import bench
-import aiohttp
 import page
 from bench import COMFYUI, DEVICE, log
 
@@ -24,10 +23,11 @@ from devtools import host
 from devtools.client import Client
 from devtools.demo import FAMILY
 from devtools.server import Server
+from tiny import GUIDANCE, SHIFT
 
 TURNS = {"quick": 2, "default": 30, "full": 30}
 LEAST = (64, 1.0, 100)  # side in pixels, guidance, steps: a step with as little work as there is
-SMALL = (256, 4.0, 5)  # what the last column compares with
+SMALL = (256, GUIDANCE, 5)  # what the last column compares with
 NOTE = """The demo family's text-to-video model, {least[0]}x{least[0]}, 17 frames, {least[2]} steps without guidance,
 on a running server: the least work that a step can be, so that what is sent shows. Runs take turns. Nobody: the prompt
 is queued without a client, so there is no preview. Editor: a client reads every event and fetches every picture. Never
@@ -42,7 +42,7 @@ def prompt(seed: int, work: tuple[int, float, int]) -> dict:
     t2v, _, umt5, vae = FAMILY
     side, guidance, steps = work
     size = {"width": side, "height": side, "length": 17, "batch_size": 1}
-    run = {"steps": steps, "guidance": guidance, "shift": 3.0, "solver": "euler", "seed": seed, "denoise": 1.0}
+    run = {"steps": steps, "guidance": guidance, "shift": SHIFT, "solver": "euler", "seed": seed, "denoise": 1.0}
     links = {"model": ["model", 0], "positive": ["text", 0], "negative": ["text", 1], "latent": ["latent", 0]}
     nodes = {
         "clip": ("WanTextEncoderLoader", {"text_encoder_name": umt5}),
@@ -56,12 +56,16 @@ def prompt(seed: int, work: tuple[int, float, int]) -> dict:
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
 
 
+def took(stamps: dict[str, int]) -> float:
+    """Seconds of a run, from its events' times."""
+    return (stamps["execution_success"] - stamps["execution_start"]) / 1000
+
+
 def seconds(client: Client, prompt_id: str) -> float:
     """What the run of a prompt took, once it is done."""
     while not (history := client.get(f"/history/{prompt_id}")):
         time.sleep(0.2)
-    stamps = {name: data["timestamp"] for name, data in history[prompt_id]["status"]["messages"]}
-    return (stamps["execution_success"] - stamps["execution_start"]) / 1000
+    return took({name: data["timestamp"] for name, data in history[prompt_id]["status"]["messages"]})
 
 
 def nobody(url: str, seed: int, work: tuple[int, float, int] = LEAST) -> float:
@@ -72,25 +76,18 @@ def nobody(url: str, seed: int, work: tuple[int, float, int] = LEAST) -> float:
 
 def editor(url: str, seed: int) -> float:
     """A run whose client reads every event and fetches every picture."""
+    stamps, pictures = {}, []
 
-    async def play() -> str:
-        name = uuid.uuid4().hex
-        async with aiohttp.ClientSession(url) as session, session.ws_connect(f"/ws?clientId={name}") as events:
-            async with session.post("/prompt", json={"prompt": prompt(seed, LEAST), "client_id": name}) as reply:
-                prompt_id = (await reply.json())["prompt_id"]
-            pictures = 0
-            async for message in events:
-                if message.type is aiohttp.WSMsgType.BINARY:
-                    continue
-                event, data = message.json()["type"], message.json()["data"]
-                if event == "wan.preview":
-                    async with session.get(data["picture"]) as picture:
-                        pictures += len(await picture.read()) > 0
-                if event == "execution_success":
-                    assert pictures == LEAST[2], f"{pictures} pictures came in {LEAST[2]} steps"
-                    return prompt_id
+    def note(event: str, data: dict) -> None:
+        if "timestamp" in data:
+            stamps[event] = data["timestamp"]
+        if event == "wan.preview":
+            with urlopen(url + data["picture"]) as picture:
+                pictures.append(picture.read())
 
-    return seconds(Client(url), asyncio.run(play()))
+    Client(url).run(prompt(seed, LEAST), note)
+    assert len(pictures) == LEAST[2] and all(pictures), f"{len(pictures)} pictures came in {LEAST[2]} steps"
+    return took(stamps)
 
 
 def never_reads(url: str, seed: int) -> float:

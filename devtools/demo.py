@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 import torch
 
-from tiny import examples, random_weights
+from tiny import GUIDANCE, SHIFT, STEPS, examples, random_weights, scenes
 
 from .client import Client, PromptError
 from .environment import ROOT, SetupError, step
@@ -34,8 +34,8 @@ FAMILY = {
 }
 DEMO_FILES = {real: tiny.name for tiny in random_weights.FILES for real in tiny.stands_in_for}
 DEMO_FILES |= {real: name for name, starts in FAMILY.items() for real in DEMO_FILES if real.startswith(starts)}
-DEMO_VALUES = {"width": 64, "height": 64, "length": 17, "steps": 20, "guidance": 4.0, "shift": 3.0}
-DEMO_VALUES |= {"low_noise_guidance": 0.0}  # as the other one
+DEMO_VALUES = {"width": scenes.SIDE, "height": scenes.SIDE, "length": scenes.FRAMES}
+DEMO_VALUES |= {"steps": STEPS, "shift": SHIFT, "guidance": GUIDANCE, "low_noise_guidance": 0.0}  # 0: as guidance
 DEMO_WORKFLOW = "Try it - tiny text to video"
 DEMO_PROMPT = "a red circle moves right on a blue background"
 PROMPT_INPUT = "positive"  # of WanTextEncode

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
+from . import GUIDANCE, SHIFT, STEPS
 from wan_model import checkpoint, solvers
 from wan_model.configs import LATENT_STATS
 from wan_model.dit import WanDiT, build_dit
@@ -25,7 +26,6 @@ SPIECE = "spiece_model"  # the tensor of a repackaged text encoder that holds it
 SIZE = (5, 8, 8)  # of a demo clip's latent: frames, rows, columns
 TEXT = {"d_model": 128, "d_kv": 64, "num_heads": 2, "d_ff": 256, "num_layers": 2}  # sizes of the text encoder
 STATS = LATENT_STATS[16]
-STEPS, SHIFT, GUIDANCE = 20, 3.0, 4.0  # recommended for the family
 
 
 def path(kind: str) -> Path:

@@ -28,11 +28,12 @@ from wan_model.vae.model import WanVAE
 CONFIG = DiTConfig(variant="t2v", dim=256, ffn_dim=1024, heads=2, layers=6, in_dim=16, out_dim=16, text_dim=128)
 TEXT_STEPS, TEXT_RATE = 400, 1.0e-3  # of the umT5 alone
 STEPS, BATCH, RATE, SCHEDULE = 1400, 48, 1.5e-3, 2400  # of text to video, which ends before its schedule does
-BOTH_STEPS, BOTH_BATCH, BOTH_RATE = (1400, 2400), 64, 1.0e-3  # of both, in two runs
-GIVEN, ENDS = 0.3, 0.45  # part of the samples with the first frame given; part of these with the last one too
+BOTH_STEPS, BOTH_BATCH, BOTH_RATE = (1400, 2400, 2400), 64, 1.0e-3  # of both, in three runs
+RUN_SEEDS = 10**6  # from the first seed of such a run to that of the next one
+GIVEN, ENDS = 0.2, 0.45  # part of the samples with the first frame given; part of these with the last one too
 PICTURES = 3000  # clips whose frames are given
 SHIFTS = (3.0, 1.0)  # of the noise levels of each half of a batch: one for where things are, one for their outlines
-HARD = 1.7  # how much more often than others a cross comes, and a shape that turns, which are learnt last
+CROSSES, TURNS = 2.5, 1.7  # how much more often than others these come, which are learnt last
 CLIPS = 4000  # in the bank of encoded clips
 PATCHES = "patch_embedding.weight"
 BANK_SEED = 2_000_000
@@ -140,8 +141,8 @@ class Task:
         self.scenes = [scene(index) for index in range(len(latents))]
         self.roles = torch.tensor([[ROLES[role].index(getattr(s, role)) for role in ROLES] for s in self.scenes])
         self.cells = torch.stack([cells(s) for s in self.scenes])
-        often = np.array([HARD ** ((s.shape == "cross") + (s.motion in scenes.TURNS)) for s in self.scenes])
-        self.parts = often / often.sum()
+        often = [CROSSES ** (s.shape == "cross") * TURNS ** (s.motion in scenes.TURNS) for s in self.scenes]
+        self.parts = np.array(often) / sum(often)
 
     def prompt(self, index: int, rng: np.random.Generator) -> list[int]:
         """Tokens of a caption of clip `index` in either language."""
@@ -266,13 +267,19 @@ def train(vae: WanVAE, folder: Path) -> Pair:
     pair.dit.load_state_dict(old)
     task = BothTask(latents, conditions, tokens, BOTH_BATCH // processes)
     for number, steps in enumerate(BOTH_STEPS):
-        pair = _run(pair, task, folder / f"both{number}", steps, BOTH_RATE)
+        loss = partial(_loss_from, task, number * RUN_SEEDS)
+        pair = _run(pair, loss, folder / f"both{number}", steps, BOTH_RATE)
     return pair
 
 
 def text_to_video(both: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights of the text-to-video DiT, from those of the DiT that does both."""
     return both | {PATCHES: both[PATCHES][:, : CONFIG.in_dim]}
+
+
+def _loss_from(task: Task, first: int, pair: Pair, seed: int) -> Tensor:
+    """The loss of `task` with seeds that begin at `first`."""
+    return task(pair, first + seed)
 
 
 def _run(pair: Pair, loss: Callable, folder: Path, steps: int, peak: float, schedule: int | None = None) -> Pair:
