@@ -1,5 +1,9 @@
 """The host's own fused kernels (comfy-kitchen) for what only moves memory, in the form that our DiT takes."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
 import comfy.model_management
 import comfy.quant_ops
 import torch
@@ -8,21 +12,36 @@ from torch import Tensor
 from ..wan_model.layers import TORCH, Kernels
 from ..wan_model.rope import rope_table
 
+AXES = "tyx"  # frames, rows and columns, as the host calls them
 BACKENDS = ("cuda", "triton")  # comfy-kitchen's third, "eager", takes more passes than ours
 
 
-def choose(x: Tensor) -> Kernels:
-    """The host's kernels where `x` is of a type and on a device that they are made for, else torch's."""
-    kitchen = getattr(comfy.quant_ops, "ck", None)  # 0.3.75 has none
+def choose(x: Tensor, rope_options: Mapping[str, float] | None = None) -> Kernels:
+    """The host's kernels where `x` is of a type and on a device that they are made for, else torch's.
+
+    rope_options: of the host's ScaleROPE node, `scale_` and `shift_` of `AXES`.
+    """
+    kernels = _of_device(x)
+    if rope_options is None:
+        return kernels
+    scale, shift = (
+        tuple(rope_options.get(f"{kind}_{axis}", usual) for axis in AXES)
+        for kind, usual in (("scale", 1.0), ("shift", 0.0))
+    )
+    return replace(kernels, rope_table=partial(kernels.rope_table, scale=scale, shift=shift))
+
+
+def _of_device(x: Tensor) -> Kernels:
+    kitchen = getattr(comfy.quant_ops, "ck", None)  # 0.3.75 has none, and some others an older one
     training = getattr(comfy.model_management, "in_training", False)  # these kernels have no gradient
-    if kitchen is None or training or x.device.type != "cuda" or x.dtype.itemsize > 2:
+    if not hasattr(kitchen, "adaln") or training or x.device.type != "cuda" or x.dtype.itemsize > 2:
         return TORCH
     return FUSED if any(map(kitchen.registry.is_available, BACKENDS)) else TORCH
 
 
-def rope_matrices(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> Tensor:
+def rope_matrices(grid: tuple[int, int, int], head_dim: int, device: torch.device, **positions) -> Tensor:
     """`rope_table` as matrices: (F * H * W, head_dim / 2, 2, 2)."""
-    cos, sin = rope_table(grid, head_dim, device).unbind(-1)
+    cos, sin = rope_table(grid, head_dim, device, **positions).unbind(-1)
     return torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2))
 
 

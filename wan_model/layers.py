@@ -37,10 +37,11 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor
 class Kernels:
     """The operations that only move memory, so that a caller can pass in what its device does in one pass.
 
-    rope_table: makes what `rotate` takes for a grid; its first axis is the tokens. rotate may overwrite its argument.
+    rope_table: makes what `rotate` takes, of (grid, head_dim, device); its first axis is the tokens. rotate may
+    overwrite its argument.
     """
 
-    rope_table: Callable[[tuple[int, int, int], int, torch.device], Tensor] = rope_table
+    rope_table: Callable[..., Tensor] = rope_table
     rotate: Callable[[Tensor, Tensor], Tensor] = rotate_
     norm_modulate: Callable[[Tensor, Tensor, Tensor, float], Tensor] = norm_modulate
 

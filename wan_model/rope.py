@@ -6,17 +6,29 @@ from torch import Tensor
 THETA = 10000.0
 
 
-def rope_table(grid: tuple[int, int, int], head_dim: int, device: torch.device | None = None) -> Tensor:
+Axes = tuple[float, float, float]  # a number for frames, rows and columns
+
+
+def rope_table(
+    grid: tuple[int, int, int],
+    head_dim: int,
+    device: torch.device | None = None,
+    *,
+    scale: Axes = (1.0, 1.0, 1.0),
+    shift: Axes = (0.0, 0.0, 0.0),
+) -> Tensor:
     """Cosine and sine for every token of a (F, H, W) grid: float32 (F * H * W, head_dim / 2, 2).
 
-    Rows and columns get a third of the pairs each, rounded down, and frames the rest. Angles are float64: at a large
-    position their float32 rounding would be visible in the rotation.
+    Rows and columns get a third of the pairs each, rounded down, and frames the rest. A token at index k of an axis has
+    the position scale * k + shift. Angles are float64: at a large position their float32 rounding would be visible in
+    the rotation.
     """
     third = 2 * (head_dim // 6)
     axes = []
     for axis, (length, channels) in enumerate(zip(grid, (head_dim - 2 * third, third, third), strict=True)):
         exponent = torch.arange(0, channels, 2, dtype=torch.float64) / channels
-        angle = torch.outer(torch.arange(length, dtype=torch.float64), THETA**-exponent)  # (length, channels / 2)
+        position = scale[axis] * torch.arange(length, dtype=torch.float64) + shift[axis]
+        angle = torch.outer(position, THETA**-exponent)  # (length, channels / 2)
         rotation = torch.stack((angle.cos(), angle.sin()), dim=-1).to(device, torch.float32)
         shape = [1, 1, 1, -1, 2]
         shape[axis] = length

@@ -2,6 +2,7 @@
 
 import logging
 
+import comfy.ops
 import comfy.patcher_extension
 import comfy.sample
 import comfy.sd
@@ -47,6 +48,23 @@ def run(run_node):
         return run_node("WanSampler", model=model, **arguments)[0]["samples"]
 
     return run
+
+
+def test_positions_are_scaled_and_shifted_as_by_the_host(room, model):
+    """By its ScaleROPE node, which is given to the network as options."""
+    from comfy.ldm.wan.model import WanModel
+
+    sizes = dict(dim=256, ffn_dim=512, num_heads=2, num_layers=1, text_dim=64)
+    theirs = WanModel(**sizes, operations=comfy.ops.disable_weight_init, device="cpu", dtype=torch.float32)
+    patched = model.clone()
+    patched.set_model_rope_options(1.5, 2.0, 0.5, -3.0, 2.0, 0.25)  # x, y, t: a scale and a shift each
+    options = patched.model_options["transformer_options"]
+    expected = theirs.rope_encode(3, 8, 10, device="cpu", dtype=torch.float64, transformer_options=options)
+    kernels = room("host.kernels").choose(torch.zeros(1), options["rope_options"])
+    table = kernels.rope_table((3, 4, 5), 128, torch.device("cpu"))
+    torch.testing.assert_close(table, expected.flatten(0, 2)[..., 0].float().view(table.shape), rtol=1e-4, atol=1e-5)
+    plain = room("host.kernels").choose(torch.zeros(1)).rope_table((3, 4, 5), 128, torch.device("cpu"))
+    assert (table - plain).abs().max() > 0.5
 
 
 def alone(weights, text, latent, solver="unipc", boundary=None, low=None):
