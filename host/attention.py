@@ -56,13 +56,17 @@ def torch_sdpa(func, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor |
 
 
 def exact(func, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **options) -> Tensor:
-    """torch's own attention in float32, one head at a time, so that it needs little more memory than another."""
+    """torch's own attention in float32, one head at a time, so that it needs little more memory than another.
+
+    With an axis for the head, which the fused kernels ask for: others make all scores at once.
+    """
     if not _is_plain(mask, options):
         return func(q, k, v, heads, mask=mask, **options)
     out = torch.empty_like(q)
     split = (x.unflatten(-1, (heads, -1)).unbind(2) for x in (q, k, v, out))  # of (B, L, head_dim) each
     for head_q, head_k, head_v, head_out in zip(*split, strict=True):
-        head_out.copy_(scaled_dot_product_attention(head_q.float(), head_k.float(), head_v.float()))
+        alone = (x.float().unsqueeze(1) for x in (head_q, head_k, head_v))  # (B, 1, L, head_dim)
+        head_out.copy_(scaled_dot_product_attention(*alone).squeeze(1))
     return out
 
 

@@ -65,7 +65,6 @@ class HostDiT(WanDiT):
         if "vace_context" in kwargs:
             contexts = kwargs["vace_context"].shape[1]
             vace = {"vace_context": kwargs["vace_context"], "vace_scale": kwargs["vace_strength"]}
-        free = comfy.model_management.get_free_memory(x.device)
         v = super().forward(
             x,
             timestep,
@@ -74,8 +73,8 @@ class HostDiT(WanDiT):
             attention=self_attention(transformer_options),
             cross_attention=cross_attention(transformer_options),
             on_block=block_runner(transformer_options, x),
-            kernels=kernels.choose(x),
-            chunk=memory.choose_chunk(self.config, x.shape, x.dtype, free, contexts=contexts),
+            kernels=kernels.choose(x, transformer_options.get("rope_options")),
+            chunk=memory.choose_chunk(self.config, x.shape, x.dtype, memory.free(x.device), contexts=contexts),
             **vace,
         )
         return v[:, :, :frames]

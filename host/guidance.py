@@ -48,6 +48,8 @@ def apply(model, settings: Settings):
     clone = model.clone()
     clone.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY)  # of two nodes in a row the last one counts
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, predict_noise)
+    if clone.model_options.get("sampler_cfg_function") is cfg_zero:
+        del clone.model_options["sampler_cfg_function"]
     if settings.cfg_zero:
         clone.set_model_sampler_cfg_function(cfg_zero)
     return clone

@@ -21,6 +21,17 @@ class MappedPatcher(comfy.model_patcher.ModelPatcher):
     The host puts what it has backed up back before it empties the device, so nothing is left to copy.
     """
 
+    def load(self, device_to=None, *arguments, **options):
+        super().load(device_to, *arguments, **options)
+        if device_to is None or comfy.model_management.is_device_cpu(device_to):
+            return
+        for name, module in self.model.named_modules():
+            if next(module.children(), None) is None:
+                continue
+            for parameter, weight in module.named_parameters(recurse=False):  # which the host leaves where they are
+                self.keep_home(f"{name}.{parameter}", device_to)
+                weight.data = weight.data.to(device_to)
+
     def patch_weight_to_device(self, key, device_to=None, *arguments, **options):
         if key not in self.patches:  # of a patched one the host keeps a backup itself
             self.keep_home(key, device_to)
@@ -35,7 +46,12 @@ class MappedPatcher(comfy.model_patcher.ModelPatcher):
 
 
 def leave_device(patcher) -> None:
-    """Takes the model of a host patcher off its device, where the host would leave it until memory is short."""
+    """Takes the model of a host patcher off its device, where the host would leave it until memory is short.
+
+    The dynamic patcher of a newer host gives way by itself, and keeps what it can for the next time.
+    """
+    if getattr(patcher, "is_dynamic", lambda: False)():
+        return
     management = comfy.model_management
     others = [m for m in management.current_loaded_models if m.model is None or m.model.model is not patcher.model]
     management.free_memory(1e30, patcher.load_device, keep_loaded=others)

@@ -1,15 +1,24 @@
-"""How much memory a forward of the DiT takes beside its weights, and how it takes less: fewer tokens at once."""
+"""How much memory is free, and what a forward of the DiT takes beside its weights, all at once or in parts."""
 
 import math
 from collections.abc import Sequence
 
+import comfy.model_management
+import comfy.model_patcher
 import torch
 
 from ..wan_model.configs import PATCH, TEXT_LENGTH, DiTConfig
 from ..wan_model.dit import HEAD_DIM
 
 CHUNKS = (65536, 32768, 16384, 8192, 4096)  # tokens; below the last one, matrix products lose speed
+PREFERRED = 16384  # tokens: with fewer at once an offloaded weight is brought to the device too often
 USABLE = 0.9  # of the free memory: the rest is for the backend's workspaces and for what the formula misses
+
+
+def free(device: torch.device) -> int:
+    """Bytes that the host can give on `device`; a newer host counts the weights that it would take off for them."""
+    with_weights = getattr(comfy.model_patcher.ModelPatcher, "get_free_memory", None)  # the same for every patcher
+    return int(with_weights(None, device) if with_weights else comfy.model_management.get_free_memory(device))
 
 
 def tokens(shape: Sequence[int]) -> int:
@@ -53,11 +62,11 @@ def largest_weight(config: DiTConfig, dtype: torch.dtype) -> int:
 
 
 def needed(config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, contexts: int = 0) -> int:
-    """What the host should keep free for a forward: as much as the smallest chunks need.
+    """What the host should keep free for a forward: as much as chunks of `PREFERRED` need.
 
     Making room for more would push weights off the device, which costs more time.
     """
-    least = forward_bytes(config, shape, dtype, contexts=contexts, chunk=CHUNKS[-1])
+    least = forward_bytes(config, shape, dtype, contexts=contexts, chunk=PREFERRED)
     return least + largest_weight(config, dtype)
 
 

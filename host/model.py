@@ -6,6 +6,7 @@ own Wan nodes, samplers, LoRA loader and offloading work on our model as on its 
 
 import logging
 import os
+from collections.abc import Mapping
 
 import comfy.model_base
 import comfy.model_management
@@ -13,7 +14,7 @@ import comfy.model_patcher
 import comfy.supported_models
 import torch
 
-from ..wan_model import checkpoint
+from ..wan_model import checkpoint, ggml
 from ..wan_model.dit import dit_config
 from . import attention as host_attention
 from . import compiled, mapped, memory, packed, precision, preview, text, times
@@ -50,6 +51,15 @@ class HostModel:
             logging.warning("%s reads no CLIP vision: what WanClipVision gave is ignored.", self.source)
         return conds
 
+    def extra_conds_shapes(self, **kwargs):
+        """Shapes of what one conditioning adds to the clip: all that the host knows when it makes room for a run."""
+        shapes = super().extra_conds_shapes(**kwargs)
+        if (behind := kwargs.get("time_dim_concat")) is not None:
+            shapes["time_dim_concat"] = list(behind.shape)
+        if self.diffusion_model.config.vace_layers:
+            shapes["vace_context"] = [1, len(kwargs.get("vace_frames") or [None])]  # an empty one where none is given
+        return shapes
+
     def memory_required(self, input_shape, cond_shapes=None):
         """Bytes to keep free for latents of `input_shape` (B, C, F, H, W): `memory.needed`."""
         shapes = cond_shapes or {}
@@ -57,7 +67,8 @@ class HostModel:
         contexts = max((shape[1] for shape in shapes.get("vace_context", ())), default=0)
         batch, channels, frames, *size = input_shape
         shape = (batch, channels, frames + behind, *size)
-        return memory.needed(self.diffusion_model.config, shape, self.compute_dtype, contexts)
+        needed = memory.needed(self.diffusion_model.config, shape, self.compute_dtype, contexts)
+        return needed + (ggml.WORKSPACE if packed.holds_packed(self.diffusion_model) else 0)
 
 
 class Wan21(HostModel, comfy.model_base.WAN21):
@@ -88,17 +99,18 @@ def load(
     vace_path: str | None = None,
     attention: str = "auto",
     compile_blocks: bool = False,
+    disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
     """The MODEL of a Wan diffusion file.
 
     dtype: one of `precision.CHOICES`. vace_path: a file with the VACE blocks alone, which a text-to-video model gets.
-    attention: one of `attention.CHOICES`. compile_blocks: as `compiled.compile_blocks`.
+    attention: one of `attention.CHOICES`. compile_blocks: as `compiled.compile_blocks`. disable_dynamic: as in `build`.
     Raises ValueError for a file that holds no Wan DiT, for blocks of another size, and as `precision.configure`.
     """
     state_dict, _, _ = checkpoint.load(path)
     if vace_path is not None:
         state_dict |= checkpoint.load(vace_path)[0]
-    patcher = build(state_dict, dtype)
+    patcher = build(state_dict, dtype, disable_dynamic or compile_blocks)  # a compiled block's weights stay put
     patcher.model.source = os.path.basename(path)
     patcher.model.mapped = mapped.names(patcher.model.diffusion_model, state_dict, "diffusion_model.")
     preview.watch(patcher)
@@ -106,40 +118,43 @@ def load(
     host_attention.choose(patcher, attention)
     if compile_blocks:
         compiled.compile_blocks(patcher)
-    # How a newer host makes a second copy for another device.
+    # How a newer host makes a second copy: for another device, or with `disable_dynamic`, which it adds.
     patcher.cached_patcher_init = (load, (path, dtype, vace_path, attention, compile_blocks))
     return patcher
 
 
-def build(state_dict: dict, dtype: str = "auto") -> comfy.model_patcher.ModelPatcher:
-    """The MODEL of weights as `checkpoint.load` gives them; arguments and errors as in `load`."""
+def build(state_dict: dict, dtype: str = "auto", disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL of weights as `checkpoint.load` gives them; arguments and errors as in `load`.
+
+    disable_dynamic: never the patcher of newer hosts that brings each weight to the device when it is used.
+    """
     config = dit_config(state_dict)
     model_class, host_config = CLASSES[config.variant]
     model_config = host_config(host_sizes(config))
     state_dict = precision.configure(model_config, state_dict, dtype)
     model = model_class(model_config, config)
-    place(model.diffusion_model, state_dict, model.manual_cast_dtype)
+    network, quantised = model.diffusion_model, precision.is_quantised(model_config) or packed.is_packed(state_dict)
+    weights, compute = network.dtype, model.manual_cast_dtype
+    place(network, state_dict, None if quantised else precision.stored(state_dict, weights, compute))
     if precision.is_quantised(model_config):
-        precision.restore_float32(model.diffusion_model, state_dict)
+        precision.restore_float32(network, state_dict)
     offload_device = comfy.model_management.unet_offload_device()
     model.to(offload_device)
-    return make_patcher(model, comfy.model_management.get_torch_device(), offload_device)
+    return make_patcher(model, comfy.model_management.get_torch_device(), offload_device, disable_dynamic)
 
 
-def place(module: torch.nn.Module, state_dict: dict, compute: torch.dtype | None = None) -> None:
-    """Makes the tensors of `state_dict` the parameters of `module`, in the dtype that each parameter had.
+def place(module: torch.nn.Module, state_dict: dict, dtypes: Mapping[str, torch.dtype] | None = None) -> None:
+    """Makes the tensors of `state_dict` the parameters of `module`, in `dtypes` or the dtype that each parameter had.
 
-    A tensor that has it already stays where it is, in the memory-mapped file: loading costs no second copy. In a model
-    of plain fp8 weights only those of linear layers are fp8, the others are in `compute`.
+    A tensor that has it already stays where it is, in the memory-mapped file: loading costs no second copy. Packed
+    bytes stay as they are.
     Raises ValueError for a name that is missing or left over.
     """
-    wanted = {name: parameter.dtype for name, parameter in module.named_parameters()}
-    tensors = {}
-    for name, tensor in state_dict.items():
-        dtype = tensor.dtype if tensor.dtype == torch.uint8 else wanted.get(name, tensor.dtype)  # bytes stay bytes
-        if name in wanted and dtype.itemsize == 1 and tensor.ndim != 2:
-            dtype = compute
-        tensors[name] = tensor.to(dtype)
+    wanted = dtypes or {name: parameter.dtype for name, parameter in module.named_parameters()}
+    tensors = {
+        name: tensor if tensor.dtype == torch.uint8 else tensor.to(wanted.get(name, tensor.dtype))
+        for name, tensor in state_dict.items()
+    }
     missing, unexpected = module.load_state_dict(tensors, strict=False, assign=True)
     if missing or unexpected:
         raise ValueError(
@@ -149,9 +164,13 @@ def place(module: torch.nn.Module, state_dict: dict, compute: torch.dtype | None
     module.requires_grad_(False)
 
 
-def make_patcher(model, device, offload_device) -> comfy.model_patcher.ModelPatcher:
+def make_patcher(model, device, offload_device, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """The host's patcher around `model`. Looked up late: a newer host rebinds its name to its dynamic patcher."""
-    patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    # That one brings weights to the device in the types that are noted here.
+    getattr(comfy.model_management, "archive_model_dtypes", lambda _: None)(model)
+    patcher_class = comfy.model_patcher.ModelPatcher
+    if not disable_dynamic:
+        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
     if packed.holds_packed(model):
         patcher_class = packed.PackedPatcher
     elif patcher_class is comfy.model_patcher.ModelPatcher:

@@ -87,14 +87,21 @@ class PackedOps(comfy.ops.manual_cast):
 class PackedPatcher(MappedPatcher):
     """The host's patcher, which never adds a patch to packed bytes: the layer's weight function does when it runs."""
 
+    def load(self, *arguments, **options):
+        super().load(*arguments, **options)
+        for name, layer in self.model.named_modules():  # the host has emptied the functions of what stays on the device
+            key, functions = f"{name}.weight", getattr(layer, "weight_function", ())
+            if getattr(layer, "kind", None) is None or key not in self.patches:
+                continue
+            if not any(isinstance(function, comfy.model_patcher.LowVramPatch) for function in functions):
+                layer.weight_function = [comfy.model_patcher.LowVramPatch(key, self.patches), *functions]
+
     def patch_weight_to_device(self, key, device_to=None, *arguments, **options):
         layer_name, _, parameter = key.rpartition(".")
         layer = comfy.utils.get_attr(self.model, layer_name) if parameter == "weight" else None
         if getattr(layer, "kind", None) is None:
             return super().patch_weight_to_device(key, device_to, *arguments, **options)
         self.keep_home(key, device_to)
-        if key in self.patches:
-            layer.weight_function = [comfy.model_patcher.LowVramPatch(key, self.patches), *layer.weight_function]
         return None
 
     def partially_unload(self, *arguments, **options):

@@ -48,11 +48,26 @@ def dtypes(
 
     model_config: the host's, or its class. state_dict may hold meta tensors.
     """
-    device, supported = comfy.model_management.get_torch_device(), list(model_config.supported_inference_dtypes)
+    device = comfy.model_management.get_torch_device()
+    supported = sorted(model_config.supported_inference_dtypes, key=lambda dtype: dtype != torch.bfloat16)  # Wan's own
     if quantised:
         return None, FLOATS.get(choice) or comfy.model_management.unet_manual_cast(None, device, supported)
     weights = FLOATS.get(choice) or FP8.get(choice) or _file_dtype(state_dict, supported)
     return weights, comfy.model_management.unet_manual_cast(weights, device, supported)
+
+
+def stored(state_dict: dict, weights: torch.dtype, compute: torch.dtype | None) -> dict[str, torch.dtype]:
+    """What each weight of a plain file is stored in; arguments as `dtypes` gives them.
+
+    Where weights are fp8 only those of linear layers are, the others are in `compute`.
+    """
+
+    def of(name: str, tensor: torch.Tensor) -> torch.dtype:
+        if FLOAT32_NAMES.match(name):
+            return torch.float32
+        return compute if weights.itemsize == 1 and tensor.ndim != 2 else weights
+
+    return {name: of(name, tensor) for name, tensor in state_dict.items()}
 
 
 def is_quantised(model_config) -> bool:
@@ -68,11 +83,10 @@ def restore_float32(module: torch.nn.Module, state_dict: dict) -> None:
 
 
 def _file_dtype(state_dict, supported):
-    return comfy.model_management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(state_dict),
-        supported_dtypes=supported,
-        weight_dtype=comfy.utils.weight_dtype(state_dict),
-    )
+    """What the host would store a plain file in; of its two half precisions the file's own, if the device has it."""
+    size, own = comfy.utils.calculate_parameters(state_dict), comfy.utils.weight_dtype(state_dict)
+    supported = sorted(supported, key=lambda dtype: dtype != own)
+    return comfy.model_management.unet_dtype(model_params=size, supported_dtypes=supported, weight_dtype=own)
 
 
 def _quantised_field(model_config):

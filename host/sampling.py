@@ -84,7 +84,7 @@ class FlowSampler(comfy.samplers.Sampler):
                 x = model_wrap.inner_model.model_sampling.noise_scaling(sigmas[0], noise, latent_image)
             self.run = solvers.Run(self.schedule.solver, x, sigmas.tolist())
         run = self.run
-        while not run.done and timestep(run.sigma) >= 1000 * self.until:
+        while not run.done and serves(self.until, run.sigma):
             x0 = model(run.x, run.x.new_full((run.x.shape[0],), run.sigma), **extra_args)
             callback(run.index, x0, run.x, len(sigmas) - 1)
             run.step(x0)
@@ -94,6 +94,11 @@ class FlowSampler(comfy.samplers.Sampler):
 def timestep(sigma):
     """The whole timestep trunc(1000 sigma) of a float or tensor, which the official loop gives the network."""
     return (sigma * 1000 + 1e-3) // 1  # float32 must not lose a whole step to rounding
+
+
+def serves(until: float, sigma: float) -> bool:
+    """Whether noise level `sigma` is one of an expert that serves those from `until` upwards."""
+    return timestep(sigma) >= 1000 * until
 
 
 def with_official_timesteps(model):
@@ -193,8 +198,11 @@ def sample(stages: Sequence[Expert], positive, negative, latent: dict, schedule:
     callback = latent_preview.prepare_callback(stages[0].model, len(sigmas) - 1)
     announce(stages, positive, samples.shape, schedule.steps)
     for stage in stages:
-        if sampler.run is not None and sampler.run.index > 0:
-            release(stage, sampler.run)
+        run = sampler.run
+        if run.done if run else not serves(stage.until, float(sigmas[0])):
+            continue  # no step is left, or none of this expert's
+        if run is not None and run.index > 0:
+            release(stage, run)
         sampler.until = stage.until
         model = with_official_timesteps(stage.model)
         preview.watch(model, skip=latent.get(TRIM, 0))
@@ -227,7 +235,12 @@ def announce(stages: Sequence[Expert], positive, shape: Sequence[int], steps: in
 
 
 def release(following: Expert, run: solvers.Run) -> None:
-    """Frees the device of the last expert before `following` is loaded, and says so in the log."""
+    """Frees the device of the last expert before `following` is loaded, and says so in the log.
+
+    A newer host's dynamic patcher takes what it needs by itself, and keeps what it can for the next run.
+    """
+    if getattr(following.model, "is_dynamic", lambda: False)():
+        return
     device = following.model.load_device
     before = comfy.model_management.get_free_memory(device)
     comfy.model_management.free_memory(1e30, device)

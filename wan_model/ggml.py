@@ -10,6 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+AT_ONCE = 2**24  # values that are unpacked at a time
+WORKSPACE = 12 * AT_ONCE  # bytes that this takes: three copies in float32
+
 
 class Format(NamedTuple):
     """One packed format: values in a block, bytes of a block, and uint8 (n, bytes) -> float32 (n, values)."""
@@ -28,10 +31,17 @@ class Packed(NamedTuple):
 
 
 def unpack(packed: Packed, dtype: torch.dtype) -> Tensor:
-    """The values (rows, columns) of a packed weight in `dtype`, on its device."""
+    """The values (rows, columns) of a packed weight in `dtype`, on its device.
+
+    Few rows at a time, since decoding takes some float32 copies of what it makes.
+    """
     layout = FORMATS[packed.kind]
-    blocks = packed.data.reshape(-1, layout.size)  # (rows * blocks in a row, bytes)
-    return layout.decode(blocks).to(dtype).reshape(packed.data.shape[0], -1)  # (rows, columns)
+    rows, columns = len(packed.data), packed.data[0].numel() // layout.size * layout.values
+    values = torch.empty(rows, columns, dtype=dtype, device=packed.data.device)
+    step = max(1, AT_ONCE // columns)
+    for part, made in zip(packed.data.split(step), values.split(step), strict=True):
+        made.copy_(layout.decode(part.reshape(-1, layout.size)).view(made.shape))
+    return values
 
 
 def _half(blocks: Tensor, start: int) -> Tensor:

@@ -59,27 +59,43 @@ class PeakMemory:
         return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")))
 
 
-def run(run_node, high, **low):
+def run(run_node, high, **inputs):
     text = [[torch.randn(1, 32, CONFIG.text_dim, generator=torch.Generator().manual_seed(9)), {}]]
     settings = dict(steps=STEPS, guidance=1.0, shift=5.0, solver="unipc", seed=1, denoise=1.0)
     latent = {"samples": torch.zeros(1, 16, 2, 16, 16)}
-    return run_node("WanSampler", model=high, positive=text, negative=text, latent=latent, **settings, **low)[0]
+    given = settings | inputs
+    return run_node("WanSampler", model=high, positive=text, negative=text, latent=latent, **given)[0]
 
 
-def test_the_first_expert_is_gone_before_the_second_comes(run_node, experts, monkeypatch):
-    high, low, _ = experts
-    loaded = []
-    load = comfy.model_management.load_models_gpu
+@pytest.fixture
+def loaded(experts, monkeypatch):
+    """Which of the experts were resident after each load."""
+    seen, load = [], comfy.model_management.load_models_gpu
+    ids = {id(expert.model) for expert in experts[:2]}
 
     def watched(*args, **kwargs):
         result = load(*args, **kwargs)
         resident = {id(entry.model.model) for entry in comfy.model_management.current_loaded_models if entry.model}
-        loaded.append(resident & {id(high.model), id(low.model)})
+        seen.append(resident & ids)
         return result
 
     monkeypatch.setattr(comfy.model_management, "load_models_gpu", watched)
+    return seen
+
+
+def test_the_first_expert_is_gone_before_the_second_comes(run_node, experts, loaded):
+    high, low, _ = experts
     run(run_node, high, low_noise_model=low, boundary=0.9)
     assert [{id(high.model)}, {id(low.model)}] == [entry for entry in loaded if entry]
+
+
+@pytest.mark.parametrize("boundary, denoise, alone", [(0.875, 0.2, 1), (0.01, 1.0, 0)])
+def test_an_expert_without_a_step_is_not_loaded(run_node, experts, loaded, boundary, denoise, alone):
+    high, low, _ = experts
+    comfy.model_management.unload_all_models()
+    both = run(run_node, high, low_noise_model=low, boundary=boundary, denoise=denoise)["samples"]
+    assert {id(experts[alone].model)} == set().union(*loaded)
+    assert torch.equal(both, run(run_node, experts[alone], denoise=denoise)["samples"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import comfy.model_management
 import pytest
 import torch
 import writers
@@ -13,8 +14,6 @@ from wan_model import layouts
 
 def velocity(patcher, case):
     """The network's answer to the golden inputs with the model loaded as for sampling; float32."""
-    import comfy.model_management
-
     comfy.model_management.load_models_gpu([patcher])
     inputs = case.inputs
     x = torch.cat([inputs["x"], inputs["y"]]) if "y" in inputs else inputs["x"]
@@ -125,3 +124,26 @@ def test_gguf_is_its_plain_dequantisation(load, host_model, golden, weights_of, 
     assert relative_error(velocity(patcher, case), expected) < 1e-5
     layer = patcher.model.diffusion_model.blocks[0].self_attn.q
     assert layer.weight.dtype == (torch.float32 if kind in ("F16", "BF16") else torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "kind, bf16, expected",
+    [
+        (torch.bfloat16, True, torch.bfloat16),
+        (torch.float16, True, torch.float16),
+        (torch.float32, True, torch.bfloat16),
+        (torch.bfloat16, False, torch.float16),
+    ],
+)
+def test_auto_keeps_the_half_precision_of_the_file(room, monkeypatch, kind, bf16, expected):
+    """On a card that has both, or float16 alone; a float32 file is computed in Wan's own bfloat16."""
+    management = comfy.model_management
+    monkeypatch.setattr(management, "should_use_fp16", lambda *_, **__: True)
+    monkeypatch.setattr(management, "should_use_bf16", lambda *_, **__: bf16)
+    weights = {"blocks.0.ffn.0.weight": torch.empty(8, 8, dtype=kind, device="meta")}
+    config = room("host.model").CLASSES["t2v"][1]
+    assert room("host.precision").dtypes(config, weights, "auto", False) == (expected, None)
+    assert room("host.precision").dtypes(config, weights, "auto", True) == (
+        None,
+        torch.bfloat16 if bf16 else torch.float16,
+    )

@@ -99,3 +99,7 @@ def test_the_hosts_ksampler_and_the_step_cache(counted, prompts, run_node, guide
 def test_the_interval_falls(t2v, guided):
     with pytest.raises(ValueError, match=r"end at noise level 0.9 and start at 0.5"):
         guided(t2v, sigma_start=0.5, sigma_end=0.9)
+
+
+def test_the_last_of_two_counts(t2v, sample, guided):
+    assert torch.equal(sample(guided(guided(t2v, cfg_zero=True)), steps=STEPS), sample(t2v, steps=STEPS))

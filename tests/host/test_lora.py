@@ -158,6 +158,8 @@ def test_on_gguf_weights(kind, room, host_lora, load, weights, case, save, relat
         assert relative_error(velocity(patched, case), expected) < 1e-5
         assert torch.equal(velocity(base, case), untouched)
     comfy.model_management.load_models_gpu([patched])
+    patched.load(patched.load_device, full_load=True)  # as before each run of a model that is partly on the device
+    assert relative_error(velocity(patched, case), expected) < 1e-5
     patched.partially_unload(patched.offload_device, 10**12)  # all layers: their patches must not be added twice
     assert relative_error(velocity(patched, case), expected) < 1e-5
     assert patched.model.diffusion_model.blocks[0].self_attn.q.weight.dtype == torch.uint8

@@ -122,7 +122,21 @@ def test_the_host_asks_for_what_the_formula_says(t2v, memory):
     config, shape = t2v.model.diffusion_model.config, (2, 16, 21, 60, 104)
     largest = 4 * config.dim * config.ffn_dim
     assert t2v.model.memory_required(shape) - largest == memory.forward_bytes(
-        config, shape, torch.float32, chunk=memory.CHUNKS[-1]
+        config, shape, torch.float32, chunk=memory.PREFERRED
     )
     longer = {"time_dim_concat": [(1, 16, 2, 60, 104)]}
     assert t2v.model.memory_required(shape, cond_shapes=longer) == t2v.model.memory_required((2, 16, 23, 60, 104))
+
+
+def test_the_host_makes_room_for_vace_contexts(room, models, prompts):
+    """What the host asks before a run, from the conditionings alone."""
+    from comfy.sampler_helpers import estimate_memory
+
+    model = room("host.model").load(str(models / "diffusion_models" / "tiny_random_wan2.1_vace.safetensors"))
+    frames = [torch.zeros(1, 32, 21, 60, 104)] * 2
+    conds = [
+        estimate_memory(model, [1, 16, 21, 60, 104], {"positive": [cond]}) for cond in ({}, {"vace_frames": frames})
+    ]
+    shape = (2, 16, 21, 60, 104)
+    one, two = (model.model.memory_required(shape, {"vace_context": [(1, n)]}) for n in (1, 2))
+    assert [asked for asked, _ in conds] == [one, two] and one < two
