@@ -96,6 +96,7 @@ def encode_reference(vae, clip: Clip, picture: torch.Tensor, tile) -> torch.Tens
 def split_pieces(clip: Clip, video, mask, keep: bool) -> Iterator[torch.Tensor]:
     """Pieces (1, 3, t, H, W) of the control video with grey where the clip is to be made (`keep`), or where not."""
     for piece, unknown in zip(pieces_of(clip, video, 3, pictures.GREY), pieces_of(clip, mask, 1, 1.0), strict=True):
+        unknown = unknown.to(piece.device)  # pictures may be on the GPU, what is filled up is not
         part = 1 - unknown if keep else unknown
         yield (piece - pictures.GREY) * part + pictures.GREY
 
@@ -117,5 +118,5 @@ def context_mask(clip: Clip, mask) -> torch.Tensor:
     latent_frames = clip.latent[2]
     picked = {(2 * index + 1) * clip.length // (2 * latent_frames) for index in range(latent_frames)}
     frames = (frame for piece in pieces_of(clip, mask, 1, 1.0) for frame in piece[0, 0])
-    kept = torch.stack([frame for index, frame in enumerate(frames) if index in picked])  # (T, H, W)
+    kept = torch.stack([frame.cpu() for index, frame in enumerate(frames) if index in picked])  # (T, H, W)
     return rearrange(kept, "t (h p) (w q) -> 1 (p q) t h w", p=SQUARE, q=SQUARE)

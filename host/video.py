@@ -82,15 +82,7 @@ def clip_chunks(vae, frames: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
     """
     wanted = 1
     while len(group := list(islice(frames, wanted))) == wanted:
-        images = torch.stack(group)  # (t, H, W, 3)
-        cropped = vae.vae_encode_crop_pixels(images)
-        if not cropped.numel():
-            height, width = images.shape[1:3]
-            raise ValueError(
-                f"The video is {width}x{height} pixels and one latent pixel of this VAE is {vae.config.stride} wide "
-                "and high: choose a larger video."
-            )
-        yield cropped.movedim(-1, 0).unsqueeze(0)  # (t, H, W, 3) -> (1, 3, t, H, W)
+        yield vae.crop(torch.stack(group)).movedim(-1, 0).unsqueeze(0)  # (t, H, W, 3) -> (1, 3, t, H, W)
         wanted = TIME_STRIDE
 
 

@@ -42,7 +42,7 @@ def read_frames(video) -> Iterator[torch.Tensor]:
                         return
                     if frame.pts < first:
                         continue
-                    last = frame.time
+                    last = frame.time + frame.duration * float(frame.time_base)
                 read += 1
                 yield pixels(frame)
             declared = declared_end(stream)

@@ -1,6 +1,8 @@
 """Our VAE in the host's own VAE nodes, in tiles, and when memory runs out."""
 
 import comfy.model_management
+import comfy.sd
+import comfy.utils
 import pytest
 import torch
 
@@ -84,6 +86,111 @@ def test_running_out_of_memory_costs_no_frame(vae, latent, frames, monkeypatch):
     images = vae.decode(latent)
     assert len(calls) > 40, "the plant was never reached"
     assert (images[0] - frames).abs().max() < 1e-4
+
+
+def test_memory_that_runs_out_while_a_chunk_comes_costs_no_frame(vae, alone, latent, frames, monkeypatch):
+    to, moved, channels = torch.Tensor.to, [], 16
+
+    def failing(self, *args, **kwargs):
+        if self.ndim == 5 and self.shape[1] == channels and kwargs.keys() == {"device", "dtype"}:
+            moved.append(self.shape)
+            if len(moved) == 2:
+                raise torch.cuda.OutOfMemoryError("planted")
+        return to(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", failing)
+    images = vae.decode(latent)[0]
+    assert len(moved) > 3, "the plant was never reached"
+    assert (images - frames).abs().max() < 1e-4
+    moved.clear()
+    channels = 3
+    encoded = vae.encode(frames)
+    assert len(moved) > 3
+    monkeypatch.undo()
+    assert (encoded - alone.encode((frames * 2 - 1).movedim(-1, 0)[None])).abs().max() < 1e-4
+
+
+def test_only_what_says_so_is_out_of_memory(vae, latent, frames, monkeypatch):
+    """A newer host counts some errors of the accelerator, an older one none of them."""
+    known, convolve = hasattr(comfy.model_management, "is_oom"), torch.nn.functional.conv3d
+    for error, message, counts in (
+        (torch.AcceleratorError, "CUDA error: out of memory", known),
+        (torch.AcceleratorError, "CUDA error: misaligned address", False),
+        (RuntimeError, "GET was unable to find an engine to execute this computation", True),  # cuDNN's
+    ):
+        calls = []
+
+        def failing(*args, calls=calls, error=error, message=message, **kwargs):
+            calls.append(args[0].shape)
+            if len(calls) == 7:
+                raise error(message)
+            return convolve(*args, **kwargs)
+
+        monkeypatch.setattr(torch.nn.functional, "conv3d", failing)
+        if counts:
+            assert (vae.decode(latent)[0] - frames).abs().max() < 1e-4
+        else:
+            with pytest.raises(torch.AcceleratorError, match=message):
+                vae.decode(latent)
+
+
+def test_a_newer_host_loads_the_vae_again(vae, latent, relative_error):
+    make, arguments = vae.patcher.cached_patcher_init
+    again = make(*arguments, disable_dynamic=True)
+    assert again.model is not vae.first_stage_model
+    assert relative_error(again.model.decode(latent), vae.first_stage_model.decode(latent)) == 0
+
+
+def test_clips_of_five_dimensions_keep_their_frames(vae, frames, relative_error):
+    pair = torch.stack((frames, frames.flip(0)))  # (B, T, H, W, 3)
+    encoded = vae.encode(pair[:, :, :-3])
+    assert encoded.shape[:3] == (2, 16, 3)
+    for clip, latent in zip(pair, encoded, strict=True):
+        assert relative_error(latent, vae.encode(clip[:, :-3])[0]) < 1e-5
+
+
+def test_a_side_of_0_is_the_whole_side_of_a_small_frame(run_node, vae, relative_error):
+    small = {"samples": torch.randn(1, 16, 1, 3, 9, generator=torch.Generator().manual_seed(5))}
+    whole = run_node("WanVAEDecode", vae=vae, samples=small, tile_width=0, tile_height=0)[0]
+    tiled = run_node("WanVAEDecode", vae=vae, samples=small, tile_width=48, tile_height=0)[0]
+    assert relative_error(tiled, whole) < 1e-5
+
+
+def test_a_vae_of_the_host_is_decoded_and_encoded_in_its_own_tiles(run_node, path):
+    theirs = comfy.sd.VAE(sd=comfy.utils.load_torch_file(path), dtype=torch.float32)
+    tile = {"tile_width": 64, "tile_height": 0}
+    samples = {"samples": torch.randn(1, 16, 2, 12, 14, generator=torch.Generator().manual_seed(6))}
+    (images,) = run_node("WanVAEDecode", vae=theirs, samples=samples, **tile)
+    assert images.shape == (5, 96, 112, 3) and images.std() > 0.01
+    (latent,) = run_node("WanVAEEncode", vae=theirs, images=images, **tile)
+    assert latent["samples"].shape == samples["samples"].shape
+    with pytest.raises(ValueError, match="given 48-channel latents"):
+        run_node("WanVAEDecode", vae=theirs, samples={"samples": torch.ones(1, 48, 1, 4, 4)}, **tile)
+
+
+def test_nothing_to_encode_or_decode_is_one_sentence(run_node, vae):
+    for images, message in (
+        (torch.rand(0, 64, 64, 3), r"There are 0 images, and a clip needs 1 or more"),
+        (torch.rand(5, 7, 64, 3), r"The images are 64x7 pixels and one latent pixel of this VAE is 8 wide"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_node("WanVAEEncode", vae=vae, images=images, tile_width=0, tile_height=0)
+    with pytest.raises(ValueError, match=r"The latent is empty: \(1, 16, 0, 4, 4\)"):
+        run_node("WanVAEDecode", vae=vae, samples={"samples": torch.ones(1, 16, 0, 4, 4)}, tile_width=0, tile_height=0)
+    endless = torch.randn(1, 16, 2, 4, 4)
+    endless[0, 0, 1, 0, 0] = float("-inf")
+    with pytest.raises(ValueError, match="Latent frame 1 of 2 holds NaN or infinite"):
+        run_node("WanVAEDecode", vae=vae, samples={"samples": endless}, tile_width=0, tile_height=0)
+
+
+@pytest.mark.parametrize("encode", [False, True])
+def test_cancelling_stops_within_a_latent_frame_and_the_next_run_works(run_node, vae, latent, frames, encode):
+    node, given = ("WanVAEEncode", {"images": frames}) if encode else ("WanVAEDecode", {"samples": {"samples": latent}})
+    inputs = {"vae": vae, "tile_width": 0, "tile_height": 0, **given}
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        run_node(node, **inputs)
+    assert run_node(node, **inputs)[0] is not None
 
 
 def test_little_free_memory_gives_tiles(vae, latent, frames, monkeypatch, caplog):

@@ -370,6 +370,17 @@ def test_a_truncated_file_is_one_sentence(video, tmp_path, suffix):
         list(video.frames_of(InputImpl.VideoFromFile(str(cut))))
 
 
+def test_a_slide_show_is_not_cut_off(video, tmp_path):
+    """Its last frame begins seconds before the file ends."""
+    with av.open(str(tmp_path / "slides.mkv"), "w") as container:
+        stream = container.add_stream("h264", rate=Fraction(1, 5))
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for picture in pictures(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray((picture * 255).byte().numpy(), format="rgb24")))
+        container.mux(stream.encode(None))
+    assert len(list(video.frames_of(InputImpl.VideoFromFile(str(tmp_path / "slides.mkv"))))) == 3
+
+
 @pytest.mark.parametrize("content", [b"", b"no video at all" * 100])
 def test_what_is_no_video_is_one_sentence(video, vae, tmp_path, content):
     (tmp_path / "note.mp4").write_bytes(content)

@@ -64,26 +64,22 @@ class WanVAE(nn.Module):
         device=None,
         dtype: torch.dtype | None = None,
         park=None,
-        output_device=None,
         on_step=None,
     ) -> Stream:
         """Iterator over the decoded video in time: (B, 3, 1, H, W), then (B, 3, 4, H, W) for each further latent.
 
         device, dtype: where and in what to compute, to which each latent frame is taken when its turn comes (default:
-        the latent's own). park, output_device, on_step: see `Stream`. Raises ValueError for a wrong channel count and
-        tiles that are too small.
+        the latent's own). park, on_step: see `Stream`. Raises ValueError for a wrong channel count and tiles that are
+        too small.
         """
         if latent.ndim != 5 or latent.shape[1] != self.config.latent_channels:
             raise ValueError(
                 f"This VAE (Wan {self.config.version}) decodes latents of {self.config.latent_channels} channels, "
                 f"(B, C, F, H, W), but got {tuple(latent.shape)}: load the VAE that belongs to the model."
             )
-        device, dtype = device or latent.device, dtype or latent.dtype
-        plan = decode_plan(self, latent.shape, tile, dtype.itemsize)
-        frames = latent.shape[2]
-        sources = (latent[:, :, k : k + 1].to(device=device, dtype=dtype) for k in range(frames))
-        options = {"park": park, "output_device": output_device, "on_step": on_step}
-        return Stream(sources, self.decode_blocks(), plan, device=device, total=frames, **options)
+        plan = decode_plan(self, latent.shape, tile, (dtype or latent.dtype).itemsize)
+        options = {"device": device or latent.device, "dtype": dtype, "park": park, "on_step": on_step}
+        return Stream(iter(latent.split(1, dim=2)), self.decode_blocks(), plan, total=latent.shape[2], **options)
 
     def encode_stream(
         self,
@@ -91,14 +87,15 @@ class WanVAE(nn.Module):
         *,
         tile: tuple[int, int] | None = None,
         device=None,
+        dtype: torch.dtype | None = None,
         park=None,
         on_step=None,
     ) -> Stream:
         """Iterator over latents (B, C, 1, h, w) in time, of video pieces (B, 3, t, H, W) of any lengths.
 
-        device: where to compute (default: where the first piece is). park, on_step: see `Stream`. Raises ValueError
-        at once for no frames, sides that the VAE's stride does not divide and tiles that are too small, and at the end
-        where the frames do not number 4n + 1.
+        device, dtype: where and in what to compute, to which each chunk is taken when its turn comes (default: the
+        first piece's own). park, on_step: see `Stream`. Raises ValueError at once for no frames, sides that the VAE's
+        stride does not divide and tiles that are too small, and at the end where the frames do not number 4n + 1.
         """
         pieces = iter(chunks)
         first = next(pieces, None)
@@ -111,9 +108,10 @@ class WanVAE(nn.Module):
                 f"This VAE (Wan {self.config.version}) encodes video (B, 3, T, H, W) whose sides are multiples of "
                 f"{stride}, but got {tuple(first.shape)}: crop or resize it."
             )
-        plan = encode_plan(self, (first.shape[0], 3, None, height, width), tile, first.element_size())
-        sources = Regroup(chain([first], pieces))
-        return Stream(sources, self.encode_blocks(), plan, device=device or first.device, park=park, on_step=on_step)
+        shape = (first.shape[0], 3, None, height, width)
+        plan = encode_plan(self, shape, tile, (dtype or first.dtype).itemsize)
+        options = {"device": device or first.device, "dtype": dtype, "park": park, "on_step": on_step}
+        return Stream(Regroup(chain([first], pieces)), self.encode_blocks(), plan, **options)
 
     def decode_blocks(self) -> tuple[list, list, list]:
         """The decoder as blocks: on whole frames, in tiles, and none after."""

@@ -21,12 +21,12 @@ OnStep = Callable[[float, int | None], None]
 class Stream:
     """Iterator over finished chunks of time.
 
-    An exception from a layer (out of memory) or from `on_step` (cancelled) leaves it where it was: the next `next()`
-    goes on from the block that failed, and `split()` first makes every tile smaller. No finished work is lost or done
-    twice.
+    An exception from a layer (out of memory), from bringing a chunk to the device or from `on_step` (cancelled) leaves
+    it where it was: the next `next()` goes on from the block that failed, and `split()` first makes every tile smaller.
+    No finished work is lost or done twice.
 
-    sources: chunks of time for the first blocks. device: where the blocks run. park: where the caches of waiting tiles
-    wait (default: where they are). output_device: where finished tiles are put together. on_step(done, total) is
+    sources: chunks of time for the first blocks, which are taken to `device` and `dtype` (default: their own) when
+    their turn comes. park: where the caches of waiting tiles wait (default: where they are). on_step(done, total) is
     called after each latent frame of each tile, in latent frames; total is None while the length is not known.
     """
 
@@ -37,16 +37,16 @@ class Stream:
         plan: TilePlan,
         *,
         device: torch.device,
+        dtype: torch.dtype | None = None,
         park: torch.device | str | None = None,
-        output_device: torch.device | str | None = None,
         total: int | None = None,
         on_step: OnStep | None = None,
     ):
         before, tiled, after = blocks
         self.window, self.unit, self.stride = plan.window, plan.unit, plan.stride
-        self.device, self.park, self.output_device = device, park or device, output_device or device
+        self.device, self.dtype, self.park = device, dtype, park or device
         self.total, self.on_step = total, on_step
-        self._sources, self._upcoming = sources, None
+        self._sources, self._upcoming = sources, deque()
         self._tiles = [Lane(tiled, core) for core in plan.cores]
         frame = Region.whole(plan.cores[0].rows.size, plan.cores[0].cols.size)
         self._before = Lane(before, Lane(tiled, frame).reads)
@@ -71,10 +71,11 @@ class Stream:
             self._finish_window()
         return self._ready.popleft()
 
-    def split(self) -> None:
+    def split(self, park: torch.device | str | None = None) -> None:
         """Halve every tile, along its longer side, at the very point it has reached.
 
-        Raises ValueError where no tile can be halved.
+        park: where caches wait from now on; they are cut there, which takes no memory of another device. Raises
+        ValueError where no tile can be halved.
         """
         halves = [halve(tile.out, self.unit, self.stride) for tile in self._tiles]
         if all(len(parts) == 1 for parts in halves):
@@ -83,9 +84,11 @@ class Stream:
                 f"The tiles are {len(core.rows) * scale}x{len(core.cols) * scale} pixels and cannot be made smaller: "
                 "free some memory, or use a smaller frame."
             )
+        self.park = park or self.park
+        for lane in (self._before, *self._tiles, self._after):
+            lane.move_caches(self.park)
         tiles = []
         for tile, parts in zip(self._tiles, halves, strict=True):
-            tile.move_caches(self.park)
             tiles += [tile] if len(parts) == 1 else tile.cut(parts)
         self._tiles = tiles
         self.window = max(self.window, LONG_WINDOW)
@@ -94,24 +97,24 @@ class Stream:
         """Run the first blocks on the frames of the next window."""
         self._before.move_caches(self.device)
         while len(self._middle) < self.window:
-            if not self._before.busy:
-                chunk = self._pull()
-                if chunk is None:
-                    break
-                self._before.start(chunk, self._exhausted)
+            if not self._before.busy and not self._take():
+                break
             self._middle.append(self._before.run())
             self._before.advance()
         self._rest(self._before)
         self._filled = True
 
-    def _pull(self) -> torch.Tensor | None:
-        """The next source chunk; looks one further, to know the last window while it runs."""
-        if self._upcoming is None and not self._exhausted:
-            self._upcoming = next(self._sources, None)
-        following = None if self._upcoming is None else next(self._sources, None)
-        chunk, self._upcoming = self._upcoming, following
-        self._exhausted = following is None
-        return chunk
+    def _take(self) -> bool:
+        """Start the first blocks on the next source chunk, if there is one; looks one further, to know the last one."""
+        while len(self._upcoming) < 2 and (chunk := next(self._sources, None)) is not None:
+            self._upcoming.append(chunk)
+        if not self._upcoming:
+            return False
+        chunk = self._upcoming[0].to(device=self.device, dtype=self.dtype)
+        self._upcoming.popleft()
+        self._exhausted = not self._upcoming
+        self._before.start(chunk, self._exhausted)
+        return True
 
     def _rest(self, lane: Lane) -> None:
         """Park the caches of a lane that has done its part of the window."""
@@ -144,7 +147,7 @@ class Stream:
             b, c, t = y.shape[:3]
             frame = self._after.reads
             shape = (b, c, t + tile.left, frame.rows.size, frame.cols.size)
-            self._output.append(torch.empty(shape, dtype=y.dtype, device=self.output_device))
+            self._output.append(torch.empty(shape, dtype=y.dtype, device=self.device))
         frames = self._output[k][:, :, tile.ahead : tile.ahead + y.shape[2]]
         self._after.reads.crop(frames, tile.out).copy_(y)
 
@@ -167,24 +170,30 @@ class Regroup:
     """Iterator that turns pieces of video (B, 3, t, H, W) of any lengths into chunks of 1, 4, 4 ... frames."""
 
     def __init__(self, pieces: Iterable[torch.Tensor]):
-        self._pieces, self._held, self._seen = iter(pieces), None, 0
+        self._pieces, self._held, self._seen = iter(pieces), [], 0
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         return self
 
     def __next__(self) -> torch.Tensor:
         want = 4 if self._seen else 1
-        while self._held is None or self._held.shape[2] < want:
+        while self._count() < want:
             piece = next(self._pieces, None)
             if piece is None:
                 self._end()
-            self._held = piece if self._held is None else torch.cat([self._held, piece], dim=2)
-        chunk, self._held = self._held[:, :, :want], self._held[:, :, want:]
+            self._held.append(piece)
+        whole = self._held[0] if len(self._held) == 1 else torch.cat(self._held, dim=2)
+        rest = whole[:, :, want:]
+        self._held = [rest] if rest.shape[2] else []
         self._seen += want
-        return chunk
+        return whole[:, :, :want]
+
+    def _count(self) -> int:
+        """Frames that wait for the next chunk."""
+        return sum(piece.shape[2] for piece in self._held)
 
     def _end(self) -> None:
-        left = 0 if self._held is None else self._held.shape[2]
+        left = self._count()
         if left or not self._seen:
             total = self._seen + left
             fitting = -(-(total - 1) // 4) * 4 + 1

@@ -68,7 +68,8 @@ class AverageDown(nn.Module):
             x = torch.cat([torch.zeros_like(x), x], dim=2)
             t = 2 * t
         x = x.reshape(b, c, t // n, n, h // s, s, w // s, s).permute(0, 1, 3, 5, 7, 2, 4, 6)
-        return x.reshape(b, self.cout, -1, t // n, h // s, w // s).mean(dim=2).add_(y)  # mean of a group of channels
+        mean = x.reshape(b, self.cout, -1, t // n, h // s, w // s).mean(dim=2)  # of a group of channels
+        return torch.add(y, mean)  # in the memory format of the first, with channels innermost
 
 
 class DuplicateUp(nn.Module):
