@@ -14,8 +14,10 @@ import torch
 
 from ..wan_model import checkpoint, geometry
 from ..wan_model.configs import DiTConfig
-from ..wan_model.dit import FLOAT32_NAMES, dit_config
+from ..wan_model.dit import dit_config
+from ..wan_model.vae import fit_decode, plan_decode, vae_config
 from . import files, memory, precision, times
+from . import vae as host_vae
 from .model import CLASSES, HostModel
 
 FOLDER = "diffusion_models"
@@ -59,8 +61,8 @@ class Place:
     own_memory: bool
 
 
-def part_of_file(name: str, weight_dtype: str = "auto") -> Part:
-    """The model that WanModelLoader makes of a file of models/diffusion_models; only its header is read.
+def part_of_file(name: str, weight_dtype: str = "auto", vace_name: str | None = None) -> Part:
+    """The model that WanModelLoader makes of files of models/diffusion_models; only their headers are read.
 
     Raises ValueError for a name that is not in that folder, a file that holds no Wan model, and another weight_dtype.
     """
@@ -68,14 +70,18 @@ def part_of_file(name: str, weight_dtype: str = "auto") -> Part:
         raise ValueError(f"There is no weight_dtype '{weight_dtype[:40]}': choose {', '.join(precision.CHOICES)}.")
     path = files.path(FOLDER, name)
     found = checkpoint.expect(path, checkpoint.DIT, "WanModelLoader")
-    weights, compute = precision.dtypes(
-        CLASSES[found.variant][1], found.tensors, weight_dtype, bool(found.quantisation)
-    )
-    if weights is None:  # as it is in the file
-        size = sum(os.path.getsize(part) for part in checkpoint.parts(path))
+    paths, tensors = checkpoint.parts(path), dict(found.tensors)
+    if vace_name is not None:
+        module = files.path(FOLDER, vace_name)
+        tensors |= checkpoint.expect(module, checkpoint.VACE_MODULE, "vace_name of WanModelLoader").tensors
+        paths = [*paths, *checkpoint.parts(module)]
+    weights, compute = precision.dtypes(CLASSES[found.variant][1], tensors, weight_dtype, bool(found.quantisation))
+    if weights is None:  # as it is in the files
+        size = sum(map(os.path.getsize, paths))
     else:
-        size = sum(_stored(key, tensor, weights, compute) for key, tensor in found.tensors.items())
-    return Part(os.path.basename(name), dit_config(found.tensors), size, compute or weights)
+        stored = precision.stored(tensors, weights, compute)
+        size = sum(tensor.numel() * stored[key].itemsize for key, tensor in tensors.items())
+    return Part(os.path.basename(name), dit_config(tensors), size, compute or weights)
 
 
 def part_of_model(model) -> Part | None:
@@ -94,7 +100,7 @@ def here() -> Place:
     free = management.get_free_memory(device)
     own_memory = device.type != "cpu"
     if own_memory:
-        free += sum(m.model_loaded_memory() for m in management.current_loaded_models if m.device == device)
+        free += sum(m.model_loaded_memory() for m in management.current_loaded_models if m.model and m.device == device)
     ram = management.get_free_memory(torch.device("cpu"))
     return Place(management.get_torch_device_name(device), int(free), int(ram), own_memory)
 
@@ -137,17 +143,42 @@ def estimate(parts: Sequence[Part], shape, steps: int, guided: bool, place: Plac
     }
 
 
+def decoding(name: str, shape: Sequence[int], place: Place) -> dict:
+    """What a VAE file of models/vae takes to decode a latent of `shape` (B, C, F, H, W), in bytes; its header is read.
+
+    `name`, `weights`, `activations`, `peak` (both), and `tiles`: how many a frame is cut into for the free memory.
+    Raises ValueError for a name that is not in that folder, a file that holds no Wan VAE, and one of other latents.
+    """
+    found = checkpoint.expect(files.path("vae", name), checkpoint.VAE, "WanVAELoader")
+    config, (dtype, encode_dtype) = vae_config(found.tensors), host_vae.choose_dtypes()
+    host_vae.check_channels(config.latent_channels, shape[1])
+    weights = sum(
+        tensor.numel() * (encode_dtype if key.startswith(("encoder.", "conv1.")) else dtype).itemsize
+        for key, tensor in found.tensors.items()
+    )
+    tile = fit_decode(config, shape, (place.free - weights) * host_vae.USABLE, dtype)
+    plan = plan_decode(config, shape, tile, dtype)
+    return {
+        "name": os.path.basename(name),
+        "weights": weights,
+        "activations": plan.peak_bytes,
+        "peak": weights + plan.peak_bytes,
+        "tiles": len(plan.cores),
+    }
+
+
 def from_query(query: Mapping[str, str]) -> dict:
     """`estimate` for files and inputs of the nodes, by their names there, as texts.
 
-    model, width, height and length are required. low_noise_model is the second expert of A14B. weight_dtype,
-    batch_size, steps and guidance have defaults. Raises ValueError for a number that is missing or out of range, and as
-    `part_of_file` does.
+    model, width, height and length are required. low_noise_model is the second expert of A14B, vace_name the loader's.
+    weight_dtype, batch_size, steps and guidance have defaults. With vae, a file of models/vae, `peak` and `fits` count
+    its `decoding` too, which else is None. Raises ValueError for a number that is missing or out of range, and as
+    `part_of_file` and `decoding` do.
     """
     given = {**DEFAULTS, **query}
     width, height, length, batch, steps, guidance = (_number(name, given.get(name, "")) for name in RANGES)
     names = [given.get("model", ""), *filter(None, [given.get("low_noise_model")])]
-    parts = [part_of_file(name, given["weight_dtype"]) for name in names]
+    parts = [part_of_file(name, given["weight_dtype"], given.get("vace_name")) for name in names]
     config = parts[0].config
     stride = 16 if config.out_dim == 48 else 8
     shape = (
@@ -157,7 +188,13 @@ def from_query(query: Mapping[str, str]) -> dict:
         int(height) // stride,
         int(width) // stride,
     )
-    return estimate(parts, shape, int(steps), guidance != 1, here(), contexts=1 if config.vace_layers else 0)
+    place, contexts = here(), 1 if config.vace_layers else 0
+    found = estimate(parts, shape, int(steps), guidance != 1, place, contexts) | {"decoding": None}
+    if given.get("vae"):
+        decoded = found["decoding"] = decoding(given["vae"], shape, place)
+        found["peak"] = max(found["peak"], decoded["peak"])
+        found["fits"] = found["fits"] and decoded["peak"] <= place.free
+    return found
 
 
 def sentence(found: dict) -> str:
@@ -184,15 +221,6 @@ def _number(name: str, text: str) -> float:
     if not least <= number <= most:
         raise ValueError(f"{name} is '{text[:40]}': give a number from {least} to {most}.")
     return number
-
-
-def _stored(name: str, tensor: torch.Tensor, weights: torch.dtype, compute: torch.dtype | None) -> int:
-    """Bytes of a parameter in the model that `model.build` makes of a plain file."""
-    if FLOAT32_NAMES.match(name):
-        weights = torch.float32
-    elif weights.itemsize == 1 and tensor.ndim != 2:
-        weights = compute
-    return tensor.numel() * weights.itemsize
 
 
 def _on_device(part: Part, shape, guided: bool, place: Place, contexts: int) -> dict:

@@ -1,6 +1,6 @@
 // What a node tells of its file, its clip or its run.
 
-import { fileOf, infoOf, loaderOf, makerOfLatent } from "./files.js"
+import { chosenFile, fileOf, infoOf, loaderOf, makerOfLatent } from "./files.js"
 import { widgetValue } from "./graph.js"
 import { ask } from "./server.js"
 import { clockTime, say } from "./text.js"
@@ -64,6 +64,7 @@ async function runFacts(node) {
     const found = await estimate(node)
     if (!found) return []
     const lines = [say("memory", found.device.split(" : ")[0], gib(found.peak), gib(found.free))]
+    if (found.decoding?.tiles > 1) lines.push(say("tiles", found.decoding.tiles))
     if (found.offloaded) lines.push(say("offloaded", gib(found.offloaded)), say("ram", gib(found.ram), gib(found.ram_free)))
     if (found.seconds != null) lines.push(say("time", clockTime(found.seconds)))
     if (!found.fits) lines.push(say("tight"))
@@ -76,6 +77,9 @@ async function estimate(node) {
     if (loader?.comfyClass !== "WanModelLoader" || !maker || !(await infoOf(loader))) return null
     const given = { model: fileOf(loader), weight_dtype: widgetValue(loader, "weight_dtype") }
     if (await infoOf(low)) given.low_noise_model = fileOf(low)
+    if (chosenFile(loader, "vace_name")) given.vace_name = chosenFile(loader, "vace_name")
+    const vae = loaderOf(maker, "vae")
+    if (await infoOf(vae)) given.vae = fileOf(vae)
     for (const name of ["width", "height", "length", "batch_size"]) given[name] = widgetValue(maker, name)
     for (const name of ["steps", "guidance"]) given[name] = widgetValue(node, name)
     return Object.values(given).includes(undefined) ? null : ask("estimate", given)

@@ -3,12 +3,14 @@
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import folder_paths
 import pytest
 import torch
 import writers
 from aiohttp.test_utils import make_mocked_request
+from safetensors.torch import load_file, save_file
 
 T2V = "tiny_random_wan2.1_t2v.safetensors"
 GIB = 2**30
@@ -142,6 +144,49 @@ def test_the_route(room, models, times):
     assert status == 200 and len(answer["models"]) == 2
 
 
+VAE = "tiny_random_wan{}_vae.safetensors"
+
+
+def test_decoding_is_a_part_of_the_peak(estimate, room, models, times):
+    size = f"model={T2V}&width=96&height=64&length=9"
+    alone, both = (ask(room, query)[1] for query in (size, f"{size}&vae={VAE.format('2.1')}"))
+    decoding = both.pop("decoding")
+    assert alone.pop("decoding") is None and decoding["tiles"] == 1
+    loaded = room("host.vae").load(str(models / "vae" / VAE.format("2.1")))
+    assert decoding["weights"] == loaded.patcher.model_size()
+    assert decoding["activations"] == loaded.memory_used_decode((1, 16, 3, 8, 12), loaded.vae_dtype)
+    assert both["peak"] == max(alone["peak"], decoding["peak"]) and both["fits"]
+
+
+def test_decoding_is_cut_into_tiles_where_memory_is_short(estimate, room, models, monkeypatch):
+    """With the header of a VAE of real width."""
+    vae, shape = room("wan_model.vae"), (1, 16, 21, 60, 104)
+    real = vae.make_vae(room("wan_model.configs").VAEConfig("2.1", 16, 96, 96), device="meta").state_dict()
+    monkeypatch.setattr(estimate.checkpoint, "expect", lambda *_: SimpleNamespace(tensors=real))
+    whole = estimate.decoding(VAE.format("2.1"), shape, card(estimate, 80))
+    tiles = [whole["tiles"]]
+    for part in (0.9, 0.5):
+        gib = (whole["weights"] + part * whole["activations"]) / GIB
+        found = estimate.decoding(VAE.format("2.1"), shape, card(estimate, gib))
+        assert found["peak"] == found["weights"] + found["activations"] < gib * GIB
+        tiles.append(found["tiles"])
+    assert tiles[0] == 1 < tiles[1] < tiles[2]
+
+
+def test_a_file_of_vace_blocks_counts(estimate, models):
+    """A text-to-video file with a file of blocks beside it takes what one file with all of it does."""
+    whole = models / "diffusion_models" / "tiny_random_wan2.1_vace.safetensors"
+    weights = load_file(whole)
+    for name, chosen in (("module", True), ("plain", False)):
+        part = {key: weight for key, weight in weights.items() if key.startswith("vace_") == chosen}
+        save_file(part, whole.with_name(f"estimate_{name}.safetensors"))
+    parts = estimate.part_of_file("estimate_plain.safetensors", "auto", "estimate_module.safetensors")
+    one = estimate.part_of_file(whole.name)
+    for name in ("module", "plain"):
+        whole.with_name(f"estimate_{name}.safetensors").unlink()
+    assert (parts.config, parts.weights, parts.dtype) == (one.config, one.weights, one.dtype)
+
+
 @pytest.mark.parametrize(
     "query, sentence",
     [
@@ -150,6 +195,9 @@ def test_the_route(room, models, times):
         (f"model={T2V}&width=nan&height=64&length=9", "width is 'nan'"),
         (f"model={T2V}&width=1e9&height=64&length=9", "from 16 to 8192"),
         (f"model={T2V}&width=96&height=64&length=9&weight_dtype=int3", "no weight_dtype 'int3'"),
+        (f"model={T2V}&width=96&height=64&length=9&vae={VAE.format('2.2')}", "given 16-channel latents"),
+        (f"model={T2V}&width=96&height=64&length=9&vae=/etc/passwd", "is not in the models/vae folder"),
+        (f"model={T2V}&width=96&height=64&length=9&vace_name={T2V}", "vace_name of WanModelLoader"),
         ("model=../vae/x.safetensors&width=96&height=64&length=9", "is not in the models/diffusion_models folder"),
         ("model=/etc/passwd&width=96&height=64&length=9", "is not in the models/diffusion_models folder"),
     ],
