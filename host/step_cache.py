@@ -2,8 +2,8 @@
 
 What is reused is the velocity v = (x - x0) / sigma, which a flow model keeps nearly constant along its way. How far it
 has moved on is estimated from what a computed step last measured: change of v per unit of a clock, times the clock's
-advance since. The criteria differ in the clock and in what they call a change; the budget bounds the estimate, a
-relative error, for all of them alike.
+advance since. The criteria differ in the clock and in what they call a change; the budget bounds the estimate. It is a
+relative error of v, but for magcache, which looks at magnitudes alone and hence also skips a few steps at most.
 """
 
 import logging
@@ -47,16 +47,20 @@ def sigma_distance(model, now: "Moment", before: "Moment") -> float:
 
 @dataclass(frozen=True)
 class Criterion:
-    """distance(model, now, before): advance of the clock. change(v, before): what the advance is held against."""
+    """distance(model, now, before): advance of the clock. change(v, before): what the advance is held against.
+
+    most: steps in a row that may be skipped.
+    """
 
     distance: Callable
     change: Callable[[Tensor, Tensor], float]
+    most: float = math.inf
 
 
 CRITERIA = {
     "easycache": Criterion(input_distance, relative_change),  # https://arxiv.org/abs/2507.02860
     "teacache": Criterion(embedding_distance, relative_change),  # https://arxiv.org/abs/2411.19108
-    "magcache": Criterion(sigma_distance, magnitude_change),  # https://arxiv.org/abs/2506.09045
+    "magcache": Criterion(sigma_distance, magnitude_change, most=4),  # https://arxiv.org/abs/2506.09045
 }
 
 
@@ -64,8 +68,8 @@ CRITERIA = {
 class Settings:
     """What a step cache may do.
 
-    criterion: a key of `CRITERIA`. budget: the largest estimated relative error of a reused velocity. start, end: part
-    of the run's steps, 0 to 1, in which steps may be skipped.
+    criterion: a key of `CRITERIA`. budget: the largest estimated change of a reused velocity, as a part of it. start,
+    end: part of the run's steps, 0 to 1, in which steps may be skipped.
     """
 
     criterion: str
@@ -93,10 +97,11 @@ class Stream:
 
 @dataclass
 class Window:
-    """The streams of one window of time: normally the whole clip. clock: of its criterion, at `last`."""
+    """The streams of one window of time, normally the whole clip. clock: at `last`. skipped: how many in a row."""
 
     last: Moment | None = None
     clock: float = 0.0
+    skipped: int = 0
     streams: dict[int, Stream] = field(default_factory=dict)
 
 
@@ -120,10 +125,12 @@ class Run:
             window.clock += self.criterion.distance(model, now, window.last)
         window.last = now
         self.calls += len(present)
-        if self.end < now.sigma <= self.first and all(self._is_fresh(window, index) for index in present):
+        allowed = self.end < now.sigma <= self.first and window.skipped < self.criterion.most
+        if allowed and all(self._is_fresh(window, index) for index in present):
             self.skipped += len(present)
+            window.skipped += 1
             return [now.x - now.sigma * window.streams[index].v for index in present]
-        results = compute()
+        results, window.skipped = compute(), 0
         for index, x0 in zip(present, results, strict=True):
             self._remember(window, index, (now.x - x0) / now.sigma)
         return results
