@@ -80,6 +80,12 @@ def with_demo_files(workflow: dict) -> dict:
     return adapted
 
 
+def names_stand_ins(workflow: dict) -> bool:
+    """Whether `workflow` names a file for which a stand-in of random weights is taken."""
+    text = json.dumps(workflow)
+    return any(real in text for real, name in DEMO_FILES.items() if name not in FAMILY)
+
+
 def reporter(prompt: dict) -> Callable[[str, dict], None]:
     """Event handler that logs each node as it begins and its steps as they pass."""
     start = time.monotonic()
@@ -107,9 +113,10 @@ def describe(video: Path) -> str:
 
 def run(comfyui: Path, base: Path, workflow: dict, text: str) -> list[Path]:
     """Run `workflow` on a server of the host `comfyui` with the files under `base`; return the files it wrote."""
-    with step("Stand-ins for the variants that are not in the demo family, and pictures to begin with"):
-        random_weights.write(base / "models")
+    with step("Pictures to begin with, and stand-ins for variants that are not in the demo family"):
         examples.write(base / "input")
+        if names_stand_ins(workflow):
+            random_weights.write(base / "models")
     cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     with Server(sys.executable, comfyui, base, cpu=cpu) as server:
         client = Client(server.url)

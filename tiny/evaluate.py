@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import family, judge, scenes
+from . import family, judge, scenes, whole_clip
 from wan_model.configs import NEGATIVE_PROMPT
 
 HELD_OUT = 10**8  # seeds from here on are in no training set
@@ -33,15 +33,13 @@ def psnr(made: Tensor, true: Tensor) -> float:
     return 10 * float(torch.log10(4 / (made - true).square().mean()))
 
 
-def measure_vae(count: int = CLIPS) -> dict[str, float]:
-    """PSNR of held-out clips through the VAE: whole and in tiles; mean and deviation of the normalised latents."""
+def measure_vae() -> dict[str, float]:
+    """PSNR of held-out clips through the VAE, as in training, streamed and tiled; statistics of normalised latents."""
     vae = family.load_vae()
-    clips = torch.stack([scenes.render(held_out(index)[0]) for index in range(count)])
+    clips = torch.stack([scenes.render(held_out(index)[0]) for index in range(CLIPS)])
     ways: dict[str, Callable[[Tensor], Tensor]] = {
-        "whole": lambda clip: vae.decode(vae.encode(clip)),
-        "streamed": lambda clip: torch.cat(
-            list(vae.decode_stream(torch.cat(list(vae.encode_stream(clip.split(4, dim=2))), dim=2))), dim=2
-        ),
+        "whole": lambda clip: whole_clip.decode(vae, whole_clip.encode(vae, clip)),
+        "streamed": lambda clip: vae.decode(vae.encode(clip)),
         "tiled": lambda clip: vae.decode(vae.encode(clip, tile=(32, 32)), tile=(32, 32)),
     }
     result = {}
@@ -51,12 +49,12 @@ def measure_vae(count: int = CLIPS) -> dict[str, float]:
     return result | {"latent mean": float(latents.mean()), "latent deviation": float(latents.std())}
 
 
-def measure_t2v(count: int = PROMPTS, guidance: float = family.GUIDANCE, negative: str = "") -> dict[str, float]:
+def measure_t2v(guidance: float = family.GUIDANCE, negative: str = "") -> dict[str, float]:
     """Part of held-out prompts whose property is seen in the clip, for each property, and for all at once."""
     dit, encoder, vae = family.load_dit("t2v"), family.TextEncoder(), family.load_vae()
     scores = []
-    for first in range(0, count, TOGETHER):
-        group = [held_out(index) for index in range(first, min(first + TOGETHER, count))]
+    for first in range(0, PROMPTS, TOGETHER):
+        group = [held_out(index) for index in range(first, min(first + TOGETHER, PROMPTS))]
         context = encoder([caption for _, caption in group])
         seeds = list(range(first, first + len(group)))
         latents = family.sample(dit, context, encoder([negative]), seeds, guidance=guidance)
@@ -67,12 +65,12 @@ def measure_t2v(count: int = PROMPTS, guidance: float = family.GUIDANCE, negativ
     }
 
 
-def measure_i2v(count: int = PROMPTS, last: bool = False) -> dict[str, float]:
+def measure_i2v(last: bool = False) -> dict[str, float]:
     """From held-out first frames, or first and last: PSNR of the given frames, and part whose motion is as prompted."""
     dit, encoder, vae = family.load_dit("i2v"), family.TextEncoder(), family.load_vae()
     firsts, lasts, motions = [], [], []
-    for start in range(0, count, TOGETHER):
-        group = [held_out(index) for index in range(start, min(start + TOGETHER, count))]
+    for start in range(0, PROMPTS, TOGETHER):
+        group = [held_out(index) for index in range(start, min(start + TOGETHER, PROMPTS))]
         true = torch.stack([scenes.render(scene) for scene, _ in group])
         given = torch.zeros_like(true)  # gray where nothing is given
         given[:, :, 0] = true[:, :, 0]

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
-from . import GUIDANCE, SHIFT, STEPS
+from . import GUIDANCE, SHIFT, STEPS, tokenizer
 from wan_model import checkpoint, solvers
 from wan_model.configs import LATENT_STATS
 from wan_model.dit import WanDiT, build_dit
@@ -22,7 +22,6 @@ FOLDERS = {
     "t2v": "diffusion_models",
     "i2v": "diffusion_models",
 }
-SPIECE = "spiece_model"  # the tensor of a repackaged text encoder that holds its tokenizer
 SIZE = (5, 8, 8)  # of a demo clip's latent: frames, rows, columns
 TEXT = {"d_model": 128, "d_kv": 64, "num_heads": 2, "d_ff": 256, "num_layers": 2}  # sizes of the text encoder
 STATS = LATENT_STATS[16]
@@ -90,7 +89,7 @@ class TextEncoder:
 
     def __init__(self) -> None:
         weights = load_file(path("umt5"))
-        spiece = bytes(weights.pop(SPIECE).numpy())
+        spiece = bytes(weights.pop(tokenizer.TENSOR).numpy())
         self.tokens = sentencepiece.SentencePieceProcessor(model_proto=spiece)
         self.model = text_encoder(self.tokens.get_piece_size()).eval()
         weights["encoder.embed_tokens.weight"] = weights["shared.weight"]  # the same tensor, kept once
@@ -120,12 +119,9 @@ def sample(
     *,
     y: Tensor | None = None,
     guidance: float = GUIDANCE,
-    steps: int = STEPS,
-    shift: float = SHIFT,
-    size: tuple[int, int, int] = SIZE,
 ) -> Tensor:
     """Normalised latents (B, 16, F, H, W) for contexts (B, L, text_dim), a seed each; negative is (1, L, text_dim)."""
-    noise = [torch.randn(16, *size, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    noise = [torch.randn(16, *SIZE, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     negative = negative.expand(len(seeds), -1, -1)
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
@@ -136,7 +132,7 @@ def sample(
             velocity = other + guidance * (velocity - other)
         return x - sigma * velocity
 
-    sigmas = solvers.flow_sigmas(steps, shift, "unipc")
+    sigmas = solvers.flow_sigmas(STEPS, SHIFT, "unipc")
     return solvers.sample_unipc(denoise, torch.stack(noise), sigmas.tolist())
 
 

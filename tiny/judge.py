@@ -34,14 +34,14 @@ def look(clip: torch.Tensor) -> Seen:
     strongest = np.quantile(difference, 0.99)
     blobs = [_largest(frame > CONTRAST * strongest) for frame in difference]
     if strongest < 0.1 or any(blob.sum() < 12 for blob in blobs):
-        return Seen(None, None, name_colour(ground, scenes.BACKGROUNDS), "still")
+        return Seen(None, None, name_colour(ground), "still")
     inside = np.stack(blobs) & (difference > 0.8 * strongest)
     colour = np.median(frames[inside if inside.any() else np.stack(blobs)], axis=0)
     shape = name_shape(blobs)
     return Seen(
         shape,
-        name_colour(colour, scenes.COLOURS | {"white": None, "gray": None, "black": None}),
-        name_colour(ground, scenes.BACKGROUNDS),
+        name_colour(colour),
+        name_colour(ground),
         name_motion(blobs, scenes.FOLDS[shape]),
     )
 
@@ -55,16 +55,12 @@ def _largest(mask: np.ndarray) -> np.ndarray:
     return labels == 1 + int(np.argmax(sizes))
 
 
-def name_colour(rgb: np.ndarray, names: dict) -> str:
-    """The name among `names` whose hue is nearest to `rgb` in [0, 1], or white, gray or black for a pale one."""
+def name_colour(rgb: np.ndarray) -> str:
+    """The name of the hue nearest to that of `rgb` in [0, 1], or white, gray or black for a pale one."""
     hue, saturation, value = colorsys.rgb_to_hsv(*map(float, rgb))
     if saturation < GRAY or value < 0.15:
         return "black" if value < 0.25 else "gray" if value < 0.75 else "white"
-    hues = {
-        name: colorsys.rgb_to_hsv(*(part / 255 for part in scenes.COLOURS[name]))[0]
-        for name in names
-        if name in scenes.COLOURS
-    }
+    hues = {name: colorsys.rgb_to_hsv(*(part / 255 for part in true))[0] for name, true in scenes.COLOURS.items()}
     return min(hues, key=lambda name: abs((hue - hues[name] + 0.5) % 1 - 0.5))
 
 

@@ -29,7 +29,6 @@ GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 TEXT_DIM = 128
 HEAD = 128  # channels of one attention head, the same in every Wan DiT
 CLIP_DIM, TINY_CLIP_DIM = 1280, 80  # of the image encoder, which the image-to-video DiTs of Wan 2.1 read
-SPIECE = "spiece_model"  # the tensor of a repackaged text encoder that holds its tokenizer
 
 # What the tokenizer learns its pieces from; anything else is spelled in bytes.
 CORPUS = """
@@ -160,7 +159,7 @@ def state_dict(tiny: Tiny) -> dict[str, torch.Tensor]:
     if tiny.tokenizer:
         model = train_tokenizer()
         pieces = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
-        extra[SPIECE] = torch.frombuffer(bytearray(model), dtype=torch.uint8)
+        extra[tokenizer.TENSOR] = torch.frombuffer(bytearray(model), dtype=torch.uint8)
         parameters = {
             name: [pieces, shape[1]] if name == "shared.weight" else shape
             for name, shape in parameters.items()

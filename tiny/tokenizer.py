@@ -10,6 +10,7 @@ import sentencepiece
 from . import scenes
 from wan_model.configs import NEGATIVE_PROMPT
 
+TENSOR = "spiece_model"  # of a repackaged text encoder, which holds its tokenizer
 WORD_START = "\u2581"  # SentencePiece's mark for a space before a word
 
 

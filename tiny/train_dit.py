@@ -4,6 +4,7 @@ First the umT5 alone, to tell what a caption says, then text to video, then one 
 video, from which both DiTs are taken.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -115,17 +116,21 @@ def encode(vae: WanVAE, clips: Tensor) -> Tensor:
     return family.normalise(whole_clip.encode(vae, clips)).to(torch.float16)
 
 
-def bank(vae: WanVAE, path: Path, count: int = CLIPS) -> Tensor:
-    """Normalised latents (count, 16, 5, 8, 8) of as many clips, kept in `path`."""
+def kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
+    """The tensor in the file `path`; where there is none yet, that of `make`, which is put there."""
     if not path.exists():
-        vae = vae.bfloat16()
-        latents = []
-        with torch.no_grad():
-            for first in range(0, count, 4):
-                latents.append(encode(vae, torch.stack([scenes.render(scene(first + i)) for i in range(4)])))
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(torch.cat(latents), path)
+        unfinished = path.with_suffix(".partial")
+        with torch.no_grad():
+            torch.save(make(), unfinished)
+        unfinished.replace(path)
     return torch.load(path, weights_only=True)
+
+
+def bank(vae: WanVAE) -> Tensor:
+    """Normalised latents (CLIPS, 16, 5, 8, 8) of the clips, by a VAE in bfloat16."""
+    clips = (torch.stack([scenes.render(scene(first + i)) for i in range(4)]) for first in range(0, CLIPS, 4))
+    return torch.cat([encode(vae, four) for four in clips])
 
 
 def scene(index: int) -> scenes.Scene:
@@ -137,6 +142,8 @@ class Task:
     """The loss of a training step, on the bank `latents` with `tokens` (a SentencePiece processor) for the captions."""
 
     def __init__(self, latents: Tensor, tokens: sentencepiece.SentencePieceProcessor, batch: int = BATCH):
+        if batch % len(SHIFTS):
+            raise ValueError(f"Each process would get {batch} clips of a batch, an odd number: train with 1, 2 or 4.")
         self.latents, self.tokens, self.batch = latents, tokens, batch
         self.scenes = [scene(index) for index in range(len(latents))]
         self.roles = torch.tensor([[ROLES[role].index(getattr(s, role)) for role in ROLES] for s in self.scenes])
@@ -231,19 +238,23 @@ class BothTask(Task):
         return chosen, y * torch.from_numpy(given).view(-1, 1, 1, 1, 1)
 
 
-def condition_bank(vae: WanVAE, path: Path, count: int = PICTURES) -> Tensor:
-    """Normalised latents (count, 2, 16, 5, 8, 8) of clips of which only the first frame, or both ends, are not gray."""
-    if not path.exists():
-        vae = vae.bfloat16()
-        latents = []
-        with torch.no_grad():
-            for index in range(count):
-                clips = scenes.render(scene(index)).repeat(2, 1, 1, 1, 1)
-                clips[:, :, 1:-1] = 0
-                clips[0, :, -1] = 0
-                latents.append(encode(vae, clips))
-        torch.save(torch.stack(latents), path)
-    return torch.load(path, weights_only=True)
+def condition_bank(vae: WanVAE) -> Tensor:
+    """Normalised latents (PICTURES, 2, 16, 5, 8, 8) of clips of which only the first frame, or both ends, are not gray,
+    by a VAE in bfloat16.
+    """
+    latents = []
+    for index in range(PICTURES):
+        clips = scenes.render(scene(index)).repeat(2, 1, 1, 1, 1)
+        clips[:, :, 1:-1] = 0
+        clips[0, :, -1] = 0
+        latents.append(encode(vae, clips))
+    return torch.stack(latents)
+
+
+def fingerprint(vae: WanVAE) -> str:
+    """Eight digits that another VAE does not have."""
+    weights = b"".join(weight.float().numpy().tobytes() for weight in vae.state_dict().values())
+    return hashlib.sha256(weights).hexdigest()[:8]
 
 
 def train(vae: WanVAE, folder: Path) -> Pair:
@@ -254,7 +265,9 @@ def train(vae: WanVAE, folder: Path) -> Pair:
     rank, processes = place()
     if rank > 0:
         dist.barrier()
-    latents, conditions = bank(vae, folder / "latents.pt"), condition_bank(vae, folder / "conditions.pt")
+    vae, made_by = vae.bfloat16(), fingerprint(vae)  # another VAE's latents are of no use
+    latents = kept(folder / f"latents_{made_by}.pt", partial(bank, vae))
+    conditions = kept(folder / f"conditions_{made_by}.pt", partial(condition_bank, vae))
     if rank == 0 and processes > 1:
         dist.barrier()
     tokens = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.demo())

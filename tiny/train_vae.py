@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import family, scenes, whole_clip
@@ -18,8 +17,8 @@ from wan_model.vae.model import WanVAE
 
 CONFIG = VAEConfig("2.1", latent_channels=16, dim=16, dec_dim=16)
 STAGES = ((900, 1, 16, 2e-3), (350, 5, 4, 1e-3), (600, 17, 2, 1e-3))  # steps, frames, clips at once, learning rate
-TOTAL = sum(steps for steps, *_ in STAGES)
 WARM_UP = 40
+MEASURED = 64  # clips whose latents are brought to mean 0 and deviation 1
 NOISE, PRIOR = 0.1, 2e-4  # deviation of a training latent's noise; weight of the latents' mean square
 SIDES = (*((64, 64),) * 9, (64, 96), (96, 64), (80, 80))
 
@@ -60,10 +59,15 @@ def stage(step: int) -> tuple[int, int, int, float]:
     return step, *STAGES[at][1:]
 
 
+def total() -> int:
+    """Steps of all stages."""
+    return sum(steps for steps, *_ in STAGES)
+
+
 def rate(step: int) -> float:
     """Learning rate; it rises anew with each stage, since longer clips wake weights that rested."""
     since, _, _, peak = stage(step)
-    return cosine(step, TOTAL, peak) * min(1, (since + 1) / WARM_UP)
+    return cosine(step, total(), peak) * min(1, (since + 1) / WARM_UP)
 
 
 def batch(step: int) -> Tensor:
@@ -101,17 +105,12 @@ def standardise(vae: WanVAE, clips: Tensor) -> None:
     bias -= weight.flatten(1) @ offset
 
 
-def psnr(vae: WanVAE, clips: Tensor) -> float:
-    """Peak signal to noise ratio in dB of `clips` (B, 3, T, H, W) through the VAE, pixels in [-1, 1]."""
-    made = torch.cat([vae.decode(vae.encode(video[None])) for video in clips]).clamp(-1, 1)
-    return 10 * float(torch.log10(4 / F.mse_loss(made, clips)))
-
-
 def train(folder: Path) -> WanVAE:
     """The trained VAE, ready to be saved; `folder` keeps the run."""
-    trainer = Trainer(initial(), folder, TOTAL, rate, matrices=lambda name: True)
+    trainer = Trainer(initial(), folder, total(), rate, matrices=lambda name: True)
     trainer.run(loss)
     vae = trainer.averaged
     with torch.no_grad():
-        standardise(vae, torch.stack([clip(10**6 + i, scenes.SIDE, scenes.SIDE, scenes.FRAMES) for i in range(64)]))
+        clips = [clip(10**6 + i, scenes.SIDE, scenes.SIDE, scenes.FRAMES) for i in range(MEASURED)]
+        standardise(vae, torch.stack(clips))
     return vae

@@ -33,8 +33,8 @@ class Trainer:
     The averaged weights follow the trained ones exponentially, by 1 - `average` a step. The gradients are computed by
     a copy of the model in bfloat16, but for the parameters that `exact` names; the weights and the optimiser's state
     are float32. rate: learning rate of each step. Matrices that `matrices` names are trained by Muon, all else by
-    AdamW. folder: where the log and the state lie; with a state there, the run goes on
-    from it. In a process group each process computes gradients of its own and all follow their mean.
+    AdamW. folder: where the log and the state lie; with a state there, the run goes on from it. In a process group each
+    process computes gradients of its own and all follow their mean.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class Trainer:
         """The file that a stopped run goes on from."""
         return self.folder / "state.pt"
 
-    def run(self, loss: Callable[[nn.Module, int], Tensor], until: int | None = None) -> list[float]:
-        """Train to step `until`, the last if None. loss(model, seed) -> scalar, whose randomness is that of the seed.
+    def run(self, loss: Callable[[nn.Module, int], Tensor]) -> list[float]:
+        """Train to the last step. loss(model, seed) -> scalar, whose randomness is that of the seed.
 
         Returns the losses of the steps that it made.
         """
         losses, began = [], time.monotonic()
-        steps = range(self.done, until or self.steps)
+        steps = range(self.done, self.steps)
         bar = tqdm(steps, initial=self.done, total=self.steps, mininterval=5, disable=self.rank > 0)
         for step in bar:
             value = loss(self.work, step * self.processes + self.rank)

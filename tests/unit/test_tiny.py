@@ -1,6 +1,7 @@
 """The demo family's world, judge and training; its shipped weights."""
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -12,8 +13,7 @@ import sentencepiece
 import torch
 from torch.nn import Linear
 
-from tiny import evaluate, family, judge, scenes, tokenizer, train_dit, train_vae, whole_clip
-from tiny.trainer import Trainer
+from tiny import evaluate, family, judge, scenes, tokenizer, train, train_dit, train_vae, trainer, whole_clip
 
 
 @pytest.fixture(autouse=True)
@@ -78,19 +78,58 @@ def test_attention_for_training_is_exact():
     torch.testing.assert_close(train_dit.attend(q, k, v, 2, 4), train_dit.attend(q, *repeated, 2), rtol=1e-5, atol=1e-6)
 
 
-def test_training_the_vae_improves_it_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_vae, "STAGES", ((16, 1, 3, 2e-3), (2, 5, 1, 2e-3)))
+def test_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_vae, "STAGES", ((6, 1, 2, 2e-3), (2, 5, 1, 2e-3)))
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 3)
 
-    def trainer(folder):
-        return Trainer(train_vae.initial(), folder, 18, lambda step: 2e-3, matrices=lambda name: True)
+    def begin(folder):
+        return trainer.Trainer(train_vae.initial(), folder, 8, lambda step: 2e-3, matrices=lambda name: True)
 
-    first = trainer(tmp_path)
-    losses = first.run(train_vae.loss)
-    assert sum(losses[12:16]) < 0.7 * sum(losses[:4])
-    again = trainer(tmp_path)
-    assert again.done == 18
-    for name, parameter in again.model.state_dict().items():
-        assert torch.equal(parameter, first.model.state_dict()[name]), name
+    def stops(model, step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return train_vae.loss(model, step)
+
+    whole = begin(tmp_path / "whole")
+    whole.run(train_vae.loss)
+    with pytest.raises(KeyboardInterrupt):
+        begin(tmp_path / "stopped").run(stops)
+    again = begin(tmp_path / "stopped")
+    assert again.done == 3
+    again.run(train_vae.loss)
+    for name, weight in whole.averaged.state_dict().items():
+        torch.testing.assert_close(again.averaged.state_dict()[name], weight, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_script_trains_the_whole_family_and_improves_it(tmp_path, monkeypatch):
+    """From nothing to four files that hold together, with a budget that teaches little."""
+    monkeypatch.setattr(family, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 4)
+    for name, value in {"STAGES": ((20, 1, 3, 2e-3), (2, 5, 1, 2e-3)), "MEASURED": 4}.items():
+        monkeypatch.setattr(train_vae, name, value)
+    steps = {"TEXT_STEPS": 12, "STEPS": 12, "BOTH_STEPS": (4, 4)}
+    for name, value in {"CLIPS": 8, "PICTURES": 4, "BATCH": 4, "BOTH_BATCH": 4, **steps}.items():
+        monkeypatch.setattr(train_dit, name, value)
+    for module in (train_vae, train_dit):  # at its full rate from the first step
+        monkeypatch.setattr(module, "cosine", lambda step, steps, peak: peak)
+    runs = tmp_path / "runs"
+    train.main(["vae", "dits", "--runs", str(runs)])
+    for run in ("vae", "dits/text", "dits/t2v"):
+        log = [json.loads(line)["loss"] for line in (runs / run / "log.jsonl").read_text().splitlines()]
+        assert log[-1] < 0.9 * log[0], (run, log)
+    assert {path.name for path in (runs / "dits").iterdir()} >= {"both0", "both1"}
+    latent = family.normalise(family.load_vae().encode(scenes.render(train_dit.scene(0))[None]))
+    assert abs(latent.mean()) < 1 and 0.3 < latent.std() < 3
+    context = family.TextEncoder()(["a red circle grows", "\u7ea2\u8272\u5706\u5f62"])
+    clip = family.sample(family.load_dit("t2v"), context, context[:1], [0, 1])
+    assert clip.isfinite().all() and clip.std() > 0.1
+    assert family.load_dit("i2v").config.variant == "i2v_a14b"
+
+
+def test_a_share_that_is_odd_is_refused():
+    tokens = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.demo())
+    with pytest.raises(ValueError, match="would get 9 clips of a batch, an odd number"):
+        train_dit.Task(torch.zeros(2, 16, *family.SIZE), tokens, batch=9)
 
 
 def test_a_token_is_told_which_of_its_cells_the_shape_covers():
@@ -101,21 +140,6 @@ def test_a_token_is_told_which_of_its_cells_the_shape_covers():
         rows, columns = slice(16 * row, 16 * row + 16), slice(16 * column, 16 * column + 16)
         part = cover[max(0, 4 * frame - 3) : 4 * frame + 1, rows, columns].unflatten(2, (4, 4)).unflatten(1, (4, 4))
         torch.testing.assert_close(cells[frame, row, column], part.mean(dim=(2, 4)).expand(4, 4, 4), rtol=0, atol=0.003)
-
-
-def test_training_the_dit_improves_it(tmp_path):
-    tokens = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.demo())
-    latents = torch.randn(8, 16, *family.SIZE, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.5
-    trainer = Trainer(
-        train_dit.initial(tokens.get_piece_size()),
-        tmp_path,
-        12,
-        lambda step: 3e-3,
-        matrices=train_dit.is_matrix,
-        exact=train_dit.is_exact,
-    )
-    losses = trainer.run(train_dit.Task(latents, tokens, batch=4))
-    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
 TOGETHER = """
