@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 PAGE = Path(__file__).with_name("results.md")
-TITLE = "# Benchmarks\n\nEach section is written by the command it names.\n"
+TITLE = "# Benchmarks\n\nEach section names the command that measured it.\n"
 
 
 def machine() -> str:
