@@ -41,7 +41,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     test = commands.add_parser("test", parents=[own], allow_abbrev=False, help="run the suite; the rest goes to pytest")
     test.add_argument("--require-browser", action="store_true", help="fail where no Chromium is found or installed")
     bench = commands.add_parser("bench", parents=[own], allow_abbrev=False, help="compare with other implementations")
-    bench.add_argument("benchmark", choices=("vae", "dit", "end_to_end", "quality", "preview"))
+    bench.add_argument("benchmark", choices=("vae", "vae_choices", "dit", "end_to_end", "quality", "preview"))
     serve = commands.add_parser("serve", parents=[own], help="open the editor")
     serve.add_argument("--port", type=int, default=8188)
     serve.add_argument("--no-browser", action="store_true", help="only start the server")
