@@ -20,10 +20,10 @@ def describe(folder: str, name: str) -> dict[str, object]:
     """What the file `name` of the model folder `folder` holds; no weight is read.
 
     Always `file`, `holds` and `bytes` (of all its parts, which is what its weights take in memory as they are); for a
-    part of Wan also `variant`, `layout`, `precision` and `parameters`; for a DiT `size`, `vae`, `text_encoder` and
-    `clip_vision`, the files that go with it; for a VAE `channels` and, of the clips of its models, `frame_rate` and
-    `side_step`, the pixels that sides are multiples of. Raises ValueError for another folder, a name that is not in it
-    and a file that is damaged.
+    part of Wan also `variant`, `layout`, `precision` and `parameters`; for a DiT and a VAE `channels` of their latents;
+    for a DiT `size`, `vae`, `text_encoder` and `clip_vision`, the files that go with it; for a VAE, of the clips of its
+    models, `frame_rate` and `side_step`, the pixels that sides are multiples of. Raises ValueError for another folder,
+    a name that is not in it and a file that is damaged.
     """
     if folder not in FOLDERS:
         raise ValueError(f"'{folder[:80]}' is no folder of Wan models: give one of {', '.join(FOLDERS)}.")
@@ -43,9 +43,10 @@ def describe(folder: str, name: str) -> dict[str, object]:
         "parameters": sum(by_type.values()),
     }
     if found.variant in checkpoint.DIT:
-        width = dit_config(found.tensors).dim
+        config = dit_config(found.tensors)
         info |= {
-            "size": SIZES.get(width, f"width {width}"),
+            "channels": config.out_dim,
+            "size": SIZES.get(config.dim, f"width {config.dim}"),
             "vae": VAE.get(found.variant, OTHER_VAE),
             "text_encoder": "umt5_xxl",
             "clip_vision": CLIP_VISION.get(found.variant),

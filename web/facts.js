@@ -74,12 +74,13 @@ async function runFacts(node) {
 async function estimate(node) {
     const [loader, low] = [loaderOf(node, "model"), loaderOf(node, "low_noise_model")]
     const maker = makerOfLatent(node, "latent")
-    if (loader?.comfyClass !== "WanModelLoader" || !maker || !(await infoOf(loader))) return null
+    const model = loader?.comfyClass === "WanModelLoader" && maker ? await infoOf(loader) : null
+    if (!model) return null
     const given = { model: fileOf(loader), weight_dtype: widgetValue(loader, "weight_dtype") }
     if (await infoOf(low)) given.low_noise_model = fileOf(low)
     if (chosenFile(loader, "vace_name")) given.vace_name = chosenFile(loader, "vace_name")
     const vae = loaderOf(maker, "vae")
-    if (await infoOf(vae)) given.vae = fileOf(vae)
+    if ((await infoOf(vae))?.channels === model.channels) given.vae = fileOf(vae)
     for (const name of ["width", "height", "length", "batch_size"]) given[name] = widgetValue(maker, name)
     for (const name of ["steps", "guidance"]) given[name] = widgetValue(node, name)
     return Object.values(given).includes(undefined) ? null : ask("estimate", given)
