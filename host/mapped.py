@@ -45,12 +45,17 @@ class MappedPatcher(comfy.model_patcher.ModelPatcher):
             self.backup[key] = Home(comfy.utils.get_attr(self.model, key).data)  # the parameter itself will move
 
 
+def is_dynamic(patcher) -> bool:
+    """Whether it is the patcher of a newer host that takes room on the device, and gives way there, by itself."""
+    return getattr(patcher, "is_dynamic", lambda: False)()
+
+
 def leave_device(patcher) -> None:
     """Takes the model of a host patcher off its device, where the host would leave it until memory is short.
 
-    The dynamic patcher of a newer host gives way by itself, and keeps what it can for the next time.
+    A dynamic patcher gives way by itself, and keeps what it can for the next time.
     """
-    if getattr(patcher, "is_dynamic", lambda: False)():
+    if is_dynamic(patcher):
         return
     management = comfy.model_management
     others = [m for m in management.current_loaded_models if m.model is None or m.model.model is not patcher.model]

@@ -24,10 +24,11 @@ from .dit import HostDiT
 class HostModel:
     """Mixed into a Wan model class of the host: it holds our DiT in the place of the host's own.
 
-    source: name of the file that the model came from.
+    source: name of the file that the model came from. workspace: bytes that its weights take while they are unpacked.
     """
 
     source = "a Wan model"
+    workspace = 0
 
     def __init__(self, model_config, config):
         def unet_model(*, operations, dtype, **_):  # without memory: `build` gives it the file's tensors
@@ -67,8 +68,7 @@ class HostModel:
         contexts = max((shape[1] for shape in shapes.get("vace_context", ())), default=0)
         batch, channels, frames, *size = input_shape
         shape = (batch, channels, frames + behind, *size)
-        needed = memory.needed(self.diffusion_model.config, shape, self.compute_dtype, contexts)
-        return needed + (ggml.WORKSPACE if packed.holds_packed(self.diffusion_model) else 0)
+        return memory.needed(self.diffusion_model.config, shape, self.compute_dtype, contexts) + self.workspace
 
 
 class Wan21(HostModel, comfy.model_base.WAN21):
@@ -133,10 +133,12 @@ def build(state_dict: dict, dtype: str = "auto", disable_dynamic: bool = False) 
     model_config = host_config(host_sizes(config))
     state_dict = precision.configure(model_config, state_dict, dtype)
     model = model_class(model_config, config)
-    network, quantised = model.diffusion_model, precision.is_quantised(model_config) or packed.is_packed(state_dict)
-    weights, compute = network.dtype, model.manual_cast_dtype
-    place(network, state_dict, None if quantised else precision.stored(state_dict, weights, compute))
-    if precision.is_quantised(model_config):
+    network, is_packed = model.diffusion_model, packed.is_packed(state_dict)
+    quantised = precision.is_quantised(model_config)
+    plain = not (quantised or is_packed)
+    place(network, state_dict, precision.stored(state_dict, network.dtype, model.manual_cast_dtype) if plain else None)
+    model.workspace = ggml.WORKSPACE if is_packed else 0
+    if quantised:
         precision.restore_float32(network, state_dict)
     offload_device = comfy.model_management.unet_offload_device()
     model.to(offload_device)

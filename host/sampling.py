@@ -13,7 +13,7 @@ import latent_preview
 import torch
 
 from ..wan_model import solvers
-from . import estimate, preview
+from . import estimate, mapped, preview
 from .messages import latents
 from .model import HostModel
 
@@ -237,9 +237,9 @@ def announce(stages: Sequence[Expert], positive, shape: Sequence[int], steps: in
 def release(following: Expert, run: solvers.Run) -> None:
     """Frees the device of the last expert before `following` is loaded, and says so in the log.
 
-    A newer host's dynamic patcher takes what it needs by itself, and keeps what it can for the next run.
+    A dynamic patcher takes what it needs by itself, and keeps what it can for the next run.
     """
-    if getattr(following.model, "is_dynamic", lambda: False)():
+    if mapped.is_dynamic(following.model):
         return
     device = following.model.load_device
     before = comfy.model_management.get_free_memory(device)
