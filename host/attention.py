@@ -1,8 +1,6 @@
 """Attention backends as the host's `optimized_attention_override`: a choice that belongs to one MODEL."""
 
 import logging
-import subprocess
-import sys
 from collections.abc import Callable
 
 import torch
@@ -10,12 +8,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..wan_model.attention import sdpa
+from ..wan_model.fused import failures
 
 OVERRIDE = "optimized_attention_override"  # the host's name for it, in the transformer_options
-ERRORS = (  # what a package for another card, driver or torch raises, when it is imported or first called
-    *(ImportError, OSError, RuntimeError, AttributeError, AssertionError, TypeError, ValueError),
-    subprocess.SubprocessError,
-)
 
 
 def _sage() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -89,7 +84,7 @@ class Package:
                 return self.attend(*(x.unflatten(-1, (heads, -1)) for x in (q, k, v))).flatten(2)
             except torch.cuda.OutOfMemoryError:
                 raise
-            except (*ERRORS, getattr(sys.modules.get("triton"), "TritonError", RuntimeError)) as error:
+            except failures() as error:
                 self.failed = True
                 logging.warning(
                     "%s attention is not possible here, the host's is used instead. %s with head size %d on %s: %s",

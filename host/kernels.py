@@ -1,4 +1,4 @@
-"""The host's own fused kernels (comfy-kitchen) for what only moves memory, in the form that our DiT takes."""
+"""Which fused kernels the DiT gets for what only moves memory: the host's own (comfy-kitchen), in the form it takes."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,6 +9,7 @@ import comfy.quant_ops
 import torch
 from torch import Tensor
 
+from ..wan_model.fused import triton_kernels
 from ..wan_model.layers import TORCH, Kernels
 from ..wan_model.rope import rope_table
 
@@ -17,7 +18,7 @@ BACKENDS = ("cuda", "triton")  # comfy-kitchen's third, "eager", takes more pass
 
 
 def choose(x: Tensor, rope_options: Mapping[str, float] | None = None) -> Kernels:
-    """The host's kernels where `x` is of a type and on a device that they are made for, else torch's.
+    """The host's kernels, or else our own, where `x` is of a type and on a device that they are made for, or torch's.
 
     rope_options: of the host's ScaleROPE node, `scale_` and `shift_` of `AXES`.
     """
@@ -34,9 +35,12 @@ def choose(x: Tensor, rope_options: Mapping[str, float] | None = None) -> Kernel
 def _of_device(x: Tensor) -> Kernels:
     kitchen = getattr(comfy.quant_ops, "ck", None)  # 0.3.75 has none, and some others an older one
     training = getattr(comfy.model_management, "in_training", False)  # these kernels have no gradient
-    if not hasattr(kitchen, "adaln") or training or x.device.type != "cuda" or x.dtype.itemsize > 2:
+    if training or x.device.type != "cuda" or x.dtype.itemsize > 2:
         return TORCH
-    return FUSED if any(map(kitchen.registry.is_available, BACKENDS)) else TORCH
+    if hasattr(kitchen, "adaln") and any(map(kitchen.registry.is_available, BACKENDS)):
+        return FUSED
+    own = triton_kernels(x.device)
+    return own.DIT if own else TORCH
 
 
 def rope_matrices(grid: tuple[int, int, int], head_dim: int, device: torch.device, **positions) -> Tensor:

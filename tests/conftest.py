@@ -5,6 +5,7 @@ The repository's root stays off `sys.path`: its `nodes` folder would hide ComfyU
 
 import importlib.util
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports it
 
 
 def register(name: str, folder: Path) -> ModuleType:

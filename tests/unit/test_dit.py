@@ -17,35 +17,16 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 VARIANTS = ["t2v", "i2v", "flf2v", "vace", "i2v_a14b", "ti2v"]
 
 
-@pytest.fixture(scope="session")
-def case(golden):
-    """Function from a variant to its model, the keyword arguments of its golden forward, and the official velocity."""
-
-    def load(variant):
-        data = golden(f"dit_{variant}")
-        inputs = {name: tensor.unsqueeze(0) for name, tensor in data.inputs.items() if name not in ("t", "clip_fea")}
-        inputs["t"] = data.inputs["t"]
-        if variant == "ti2v":  # one timestep per token, equal within a latent frame
-            inputs["t"] = inputs["t"].unflatten(1, (3, -1))[..., 0]  # (1, frames)
-        if "clip_fea" in data.inputs:
-            inputs["clip_fea"] = data.inputs["clip_fea"].flatten(0, 1).unsqueeze(0)  # (1, 257 or 514, 1280)
-        if variant == "vace":
-            inputs["vace_scale"] = 0.8
-        return build_dit(data.weights()), inputs, data.outputs["v"].unsqueeze(0)
-
-    return load
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_velocity_is_the_official_one(variant, case, relative_error):
-    model, inputs, velocity = case(variant)
+def test_velocity_is_the_official_one(variant, dit_case, relative_error):
+    model, inputs, velocity = dit_case(variant)
     assert model.config.variant == variant
     assert relative_error(model(**inputs), velocity) < 1e-5
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_bfloat16_is_close_to_float32(variant, case, golden_weights, relative_error):
-    _, inputs, velocity = case(variant)
+def test_bfloat16_is_close_to_float32(variant, dit_case, golden_weights, relative_error):
+    _, inputs, velocity = dit_case(variant)
     model = build_dit(golden_weights(f"dit_{variant}"), dtype=torch.bfloat16)
     kept = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32}
     assert {"time_embedding.0.weight", "blocks.0.modulation", "head.head.weight"} <= kept
@@ -56,8 +37,8 @@ def test_bfloat16_is_close_to_float32(variant, case, golden_weights, relative_er
     assert relative_error(v.float(), velocity) < 0.02
 
 
-def test_odd_sides_are_padded_and_cropped(case, relative_error):
-    model, inputs, _ = case("i2v")
+def test_odd_sides_are_padded_and_cropped(dit_case, relative_error):
+    model, inputs, _ = dit_case("i2v")
     odd = {**inputs, "x": inputs["x"][..., :7, :9], "y": inputs["y"][..., :7, :9]}
     even = {**inputs}
     for name in ("x", "y"):  # the same as a caller who continues the odd side himself
@@ -69,16 +50,16 @@ def test_odd_sides_are_padded_and_cropped(case, relative_error):
 
 
 @pytest.mark.parametrize("variant", ["t2v", "ti2v"])
-def test_timestep_per_frame_equals_timestep_per_sample(variant, case, relative_error):
-    model, inputs, _ = case(variant)
+def test_timestep_per_frame_equals_timestep_per_sample(variant, dit_case, relative_error):
+    model, inputs, _ = dit_case(variant)
     once = model(**{**inputs, "t": torch.tensor([700.0])})
     assert relative_error(model(**{**inputs, "t": torch.full((1, 3), 700.0)}), once) < 1e-5
     assert relative_error(model(**{**inputs, "t": torch.tensor([[0.0, 700.0, 700.0]])}), once) > 1e-3
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_batch_equals_singles(variant, case, relative_error):
-    model, inputs, _ = case(variant)
+def test_batch_equals_singles(variant, dit_case, relative_error):
+    model, inputs, _ = dit_case(variant)
     scale = inputs.pop("vace_scale", 1.0)
     other = {name: value.flip(-1) for name, value in inputs.items()}
     other["t"] = inputs["t"] * 0.5
@@ -87,22 +68,22 @@ def test_batch_equals_singles(variant, case, relative_error):
         assert relative_error(v.unsqueeze(0), model(**single, vace_scale=scale)) < 1e-5
 
 
-def test_one_timestep_serves_a_whole_batch(case, relative_error):
-    model, inputs, velocity = case("t2v")
+def test_one_timestep_serves_a_whole_batch(dit_case, relative_error):
+    model, inputs, velocity = dit_case("t2v")
     pair = model(torch.cat((inputs["x"],) * 2), inputs["t"], torch.cat((inputs["context"],) * 2))
     assert relative_error(pair, torch.cat((velocity, velocity))) < 1e-5
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("chunk", [7, 25, 45])  # of 60 tokens in 3 frames: within a frame, one frame, two frames
-def test_chunks_change_nothing(variant, chunk, case, relative_error):
-    model, inputs, velocity = case(variant)
+def test_chunks_change_nothing(variant, chunk, dit_case, relative_error):
+    model, inputs, velocity = dit_case(variant)
     assert relative_error(model(**inputs, chunk=chunk), velocity) < 1e-5
 
 
 @pytest.mark.parametrize("chunk", [7, 25, 45, 100])
-def test_chunks_of_a_batch_change_nothing(chunk, case, relative_error):
-    model, inputs, _ = case("ti2v")
+def test_chunks_of_a_batch_change_nothing(chunk, dit_case, relative_error):
+    model, inputs, _ = dit_case("ti2v")
     pair = {name: torch.cat((value, value.flip(-1))) for name, value in inputs.items()}
     whole = model(**pair)
     assert relative_error(model(**pair, chunk=chunk), whole) < 1e-6
@@ -124,8 +105,8 @@ def test_parts_cover_every_token_once_with_its_row(whole, frames, chunk):
 
 
 @pytest.mark.parametrize("length", [1, 40, 511, 512, 600])
-def test_padding_of_the_text_is_made_once(length, case, relative_error):
-    model, inputs, _ = case("i2v")
+def test_padding_of_the_text_is_made_once(length, dit_case, relative_error):
+    model, inputs, _ = dit_case("i2v")
     context = inputs["context"].repeat(1, 600, 1)[:, :length]
     padded = torch.nn.functional.pad(context, (0, 0, 0, max(0, 512 - length)))
     short = {**inputs, "context": context}
@@ -163,8 +144,8 @@ def test_local_attention_is_the_masked_softmax(window, length, relative_error):
     assert relative_error(local(window)(q, k, v, 4), expected) < 1e-12
 
 
-def test_window_of_the_configuration(case, relative_error):
-    model, inputs, velocity = case("t2v")
+def test_window_of_the_configuration(dit_case, relative_error):
+    model, inputs, velocity = dit_case("t2v")
     near = WanDiT(dataclasses.replace(model.config, window_size=(9, 9)))
     near.requires_grad_(False).load_state_dict(model.state_dict())
     expected = model(**inputs, attention=local((9, 9)), cross_attention=sdpa_once)
@@ -176,8 +157,8 @@ def test_window_of_the_configuration(case, relative_error):
 
 
 @pytest.mark.parametrize("chunk", [None, 25])
-def test_gradients_are_those_of_small_differences(chunk, case):
-    model, inputs, _ = case("ti2v")
+def test_gradients_are_those_of_small_differences(chunk, dit_case):
+    model, inputs, _ = dit_case("ti2v")
     target = recipe.tensor("target", inputs["x"].shape)
 
     def loss():
@@ -197,8 +178,8 @@ def test_gradients_are_those_of_small_differences(chunk, case):
         assert (after - before).item() == pytest.approx(2 * (gradient * step).sum().item(), rel=0.02), name
 
 
-def test_vace_contexts_add_by_strength(case, relative_error):
-    model, inputs, velocity = case("vace")
+def test_vace_contexts_add_by_strength(dit_case, relative_error):
+    model, inputs, velocity = dit_case("vace")
     plain = {**inputs, "vace_context": None}
     context = inputs["vace_context"]
     several = {**inputs, "vace_context": torch.stack((context, context.flip(-1)), dim=1)}
@@ -207,8 +188,8 @@ def test_vace_contexts_add_by_strength(case, relative_error):
     assert relative_error(model(**{**several, "vace_scale": (0.8, 0.5)}), velocity) > 1e-3
 
 
-def test_blocks_and_attention_can_be_wrapped(case):
-    model, inputs, _ = case("i2v")
+def test_blocks_and_attention_can_be_wrapped(dit_case):
+    model, inputs, _ = dit_case("i2v")
     calls = []
 
     def on_block(index, block, x, shared):
@@ -305,7 +286,7 @@ def test_damaged_checkpoints_are_refused(golden):
         ("t2v", {"t": torch.ones(1, 60)}, r"t has shape \(1, 60\), this latent needs \(1,\) or \(1, 3\)"),
     ],
 )
-def test_disagreeing_inputs_are_named(variant, changes, message, case):
-    model, inputs, _ = case(variant)
+def test_disagreeing_inputs_are_named(variant, changes, message, dit_case):
+    model, inputs, _ = dit_case(variant)
     with pytest.raises(ValueError, match=message):
         model(**{**inputs, **changes})

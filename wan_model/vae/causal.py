@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..fused import triton_kernels
 from .region import Region, Span
 
 ATTENTION_SCORES = 2**26
@@ -108,14 +109,19 @@ class _Causal:
         history = 0 if cache is None else HISTORY
         pads = out.edges() if self.kernel_size[1] == 3 else (0, 0, 0, 0)
         buffer, frames = room(x, history + x.shape[2], pads)
-        if history:
-            seen = cache[0].shape[2]
-            frames[:, :, : HISTORY - seen] = 0
-            frames[:, :, HISTORY - seen : HISTORY] = cache[0]
-        if norm is None:
-            frames[:, :, history:] = x
+        kernels = None if norm is None else norm.kernels(x, cache)
+        if kernels is not None:
+            seen, (left, _, top, _) = cache[0] if history else None, pads
+            kernels.activate(x, seen, norm.gamma.to(x).flatten(), buffer, history, top, left)
         else:
-            norm.activate(x, frames[:, :, history:])
+            if history:
+                seen = cache[0].shape[2]
+                frames[:, :, : HISTORY - seen] = 0
+                frames[:, :, HISTORY - seen : HISTORY] = cache[0]
+            if norm is None:
+                frames[:, :, history:] = x
+            else:
+                norm.activate(x, frames[:, :, history:])
         return buffer, (frames[:, :, -HISTORY:].clone(),) if keep else None
 
 
@@ -168,6 +174,13 @@ class RMSNorm(nn.Module):
     def activate(self, x: torch.Tensor, out: torch.Tensor) -> None:
         """Write silu(norm(x)) into `out`."""
         F.silu(self(x, out), inplace=True)
+
+    def kernels(self, x: torch.Tensor, cache: Cache):
+        """The Triton kernels where they can take these through norm and SiLU in one pass, else None."""
+        if x.requires_grad or self.gamma.requires_grad or x.dtype.itemsize > 4:
+            return None
+        found = triton_kernels(x.device)
+        return found if found and all(map(found.is_innermost, (x, *(cache or ())))) else None
 
 
 class ResidualBlock(nn.Module):

@@ -1,0 +1,24 @@
+"""What several tests of the models alone use."""
+
+import pytest
+
+from wan_model.dit import build_dit
+
+
+@pytest.fixture(scope="session")
+def dit_case(golden):
+    """Function from a variant to its model, the keyword arguments of its golden forward, and the official velocity."""
+
+    def load(variant):
+        data = golden(f"dit_{variant}")
+        inputs = {name: tensor.unsqueeze(0) for name, tensor in data.inputs.items() if name not in ("t", "clip_fea")}
+        inputs["t"] = data.inputs["t"]
+        if variant == "ti2v":  # one timestep per token, equal within a latent frame
+            inputs["t"] = inputs["t"].unflatten(1, (3, -1))[..., 0]  # (1, frames)
+        if "clip_fea" in data.inputs:
+            inputs["clip_fea"] = data.inputs["clip_fea"].flatten(0, 1).unsqueeze(0)  # (1, 257 or 514, 1280)
+        if variant == "vace":
+            inputs["vace_scale"] = 0.8
+        return build_dit(data.weights()), inputs, data.outputs["v"].unsqueeze(0)
+
+    return load

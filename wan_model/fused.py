@@ -1,0 +1,47 @@
+"""Where the Triton kernels can be used: they need a package, a driver and a compiler that not every machine has."""
+
+import functools
+import logging
+import subprocess
+import sys
+from types import ModuleType
+
+import torch
+from torch.nn.functional import normalize, silu
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What a package of kernels for another card, driver or torch raises, when it is imported or first called."""
+    return (
+        *(ImportError, OSError, RuntimeError, AttributeError, AssertionError, TypeError, ValueError),
+        subprocess.SubprocessError,
+        getattr(sys.modules.get("triton"), "TritonError", RuntimeError),
+    )
+
+
+@functools.cache
+def triton_kernels(device: torch.device) -> ModuleType | None:
+    """The module of that name where it works on `device`, which is tried once, or None; then the log says why."""
+    if device.type != "cuda":
+        return None
+    try:
+        from . import triton_kernels as kernels
+
+        _try_out(kernels, device)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except failures() as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        logging.info("No Triton kernels on %s, torch's operations do the same in more passes. %s", device, reason)
+        return None
+    return kernels
+
+
+def _try_out(kernels: ModuleType, device: torch.device) -> None:
+    """Raise where a kernel does not do on `device` what torch does."""
+    x = torch.linspace(-2, 2, 256, device=device).view(1, 4, 1, 8, 8)
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    found = torch.full_like(x, torch.nan)
+    kernels.activate(x, None, torch.ones(4, device=device), found, history=0, top=0, left=0)
+    if not torch.allclose(found, silu(2 * normalize(x, dim=1)), atol=1e-3):
+        raise ValueError("Their result is not torch's.")
