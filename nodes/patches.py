@@ -31,7 +31,7 @@ class WanStepCache(io.ComfyNode):
                     tooltip="What the change is estimated from: easycache the movement of the latent, teacache the "
                     "time embedding, magcache the magnitude of the prediction. All are measured during the run.",
                 ),
-                fraction("budget", 0.05, "Largest estimated change of a prediction that is used again. 0 is off."),
+                fraction("budget", 0.1, "Largest estimated change of a prediction that is used again. 0 is off."),
                 fraction(
                     "start_percent", 0.15, "Part of the steps before the first one that may be skipped.", step=0.01
                 ),

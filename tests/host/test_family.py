@@ -1,5 +1,6 @@
 """The demo family in the host: what its prompt says is seen, in every precision and form of file."""
 
+import comfy.quant_ops
 import pytest
 import torch
 import writers
@@ -90,6 +91,48 @@ def test_what_the_prompt_says_is_seen(expected, vae):
         assert (found.colour, found.shape, found.background, found.motion) == (
             *(scene.colour, scene.shape, scene.background, scene.motion),
         )
+
+
+def in_parts(room, monkeypatch):
+    monkeypatch.setattr(room("host.memory"), "choose_chunk", lambda *arguments, **options: 24)
+
+
+def one_by_one(room, monkeypatch):
+    monkeypatch.setattr(room("host.model").HostModel, "memory_required", lambda *arguments, **options: 2**60)
+
+
+def host_kernels(room, monkeypatch):
+    if not hasattr(comfy.quant_ops, "ck"):
+        pytest.skip("this ComfyUI has no comfy-kitchen")
+    monkeypatch.setattr(room("host.kernels"), "choose", lambda *arguments: room("host.kernels").FUSED)
+
+
+def compiled_blocks(room, monkeypatch):
+    original, load = torch.compile, room("host.model").load
+    monkeypatch.setattr(torch, "compile", lambda model, **options: original(model, **options | {"backend": "eager"}))
+
+    def load_compiled(*arguments):
+        model = load(*arguments).clone()
+        room("host.compiled").compile_blocks(model)
+        return model
+
+    monkeypatch.setattr(room("host.model"), "load", load_compiled)
+
+
+@pytest.mark.parametrize("use", [in_parts, one_by_one, host_kernels, compiled_blocks])
+def test_exact_measures_change_nothing(use, room, monkeypatch, make, load, expected, relative_error):
+    use(room, monkeypatch)
+    index, sizes = PROMPTS[0], []
+    model = load()
+
+    def count(apply, given):
+        sizes.append(len(given["input"]))
+        return apply(given["input"], given["timestep"], **given["c"])
+
+    model.set_model_unet_function_wrapper(count)
+    assert relative_error(make(model, evaluate.held_out(index)[1]), expected[index]) < 1e-5
+    assert set(sizes) == {1 if use is one_by_one else 2}
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("dtype, bound", [("bfloat16", 0.2), ("fp8_e4m3fn", 0.5)])
