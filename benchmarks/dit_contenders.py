@@ -11,18 +11,31 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from wan_model import layouts
+from wan_model.attention import sdpa, sdpa_once
 from wan_model.configs import PATCH, TEXT_LENGTH, DiTConfig
 from wan_model.dit import FLOAT32_NAMES, build_dit
+from wan_model.fused import triton_kernels
+from wan_model.layers import TORCH
 
 Weights = dict[str, Tensor]
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 FREQUENCIES = 1024  # of diffusers' rotary table
 
 
-def ours(config: DiTConfig, weights: Weights, dtype: torch.dtype, chunk: int | None) -> Forward:
-    """This pack's DiT with torch's attention."""
+def ours(weights: Weights, dtype: torch.dtype, chunk: int | None, attention: Callable = sdpa) -> Forward:
+    """This pack's DiT with its own kernels, and torch's attention unless self-attention gets another."""
     model = build_dit(cast(weights, lambda name: None if FLOAT32_NAMES.match(name) else dtype))
-    return lambda x, t, context: model(x, t, context, chunk=chunk)
+    own = triton_kernels(weights["head.modulation"].device)
+    kernels = own.DIT if own and dtype.itemsize <= 2 else TORCH
+    given = {"chunk": chunk, "kernels": kernels, "attention": attention, "cross_attention": sdpa_once}
+    return lambda x, t, context: model(x, t, context, **given)
+
+
+def sage(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """SageAttention, which computes in 8 bits, of (B, L, heads * head_dim)."""
+    from sageattention import sageattn
+
+    return sageattn(*(x.unflatten(-1, (heads, -1)) for x in (q, k, v)), tensor_layout="NHD").flatten(2)
 
 
 def comfyui(config: DiTConfig, weights: Weights, dtype: torch.dtype) -> Forward:

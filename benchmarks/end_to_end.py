@@ -23,6 +23,7 @@ from devtools.server import Server
 from tiny import random_weights
 
 DIT, VAE, TEXT = "bench_dit.safetensors", "bench_vae.safetensors", "bench_umt5.safetensors"
+GIB = 2**30
 SHIFT, SEED = 8.0, 1  # ComfyUI's own shift for Wan
 NOTE = """Random weights; one new server for each run, the runs in turns, medians of them. Loading: the loader nodes
 alone. First step: from queueing the prompt to the end of the first step, with all that was put off until then. Step:
@@ -33,7 +34,10 @@ COLUMNS = ["case", "nodes", "loading s", "first step s", "s a step", "decode s",
 
 @dataclass(frozen=True)
 class Case:
-    """A model and a clip. blocks: how many of the model's are in the file. turns: runs of each contender."""
+    """A model and a clip. blocks: how many of the model's are in the file. turns: runs of each contender.
+
+    card: GiB of the GPU that ComfyUI may use, or None for all.
+    """
 
     model: str
     blocks: int
@@ -43,11 +47,20 @@ class Case:
     length: int
     steps: int
     turns: int
+    card: int | None = None
+
+    @property
+    def options(self) -> list[str]:
+        """ComfyUI's, for a card of that size."""
+        if self.card is None:
+            return []
+        return ["--reserve-vram", f"{torch.cuda.mem_get_info()[1] / GIB - self.card:.1f}"]
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         clip = f"{self.width}x{self.height}x{self.length}"
-        return f"{self.model}, {self.blocks} blocks, {dtype}, {clip}, {self.steps} steps"
+        limit = f", within {self.card} GiB" if self.card else ""
+        return f"{self.model}, {self.blocks} blocks, {dtype}, {clip}, {self.steps} steps{limit}"
 
 
 PRESETS = {
@@ -56,6 +69,8 @@ PRESETS = {
     "full": (
         Case("1.3B", 30, torch.bfloat16, 832, 480, 81, 6, turns=2),
         Case("14B", 40, torch.bfloat16, 832, 480, 81, 4, turns=2),
+        Case("14B", 40, torch.bfloat16, 1280, 720, 81, 3, turns=1),
+        Case("14B", 40, torch.bfloat16, 1280, 720, 81, 3, turns=1, card=16),
     ),
 }
 
@@ -161,9 +176,9 @@ class Clock:
         return min(at for at in self.began.values() if at > self.began[name]) - self.began[name]
 
 
-def run(comfyui: Path, base: Path, prompt: dict) -> dict[str, float]:
-    """One prompt on a new server: what the columns say, but memory in bytes."""
-    with Server(sys.executable, comfyui, base, cpu=not torch.cuda.is_available()) as server:
+def run(comfyui: Path, base: Path, prompt: dict, options: list[str]) -> dict[str, float]:
+    """One prompt on a new server: what the columns say."""
+    with Server(sys.executable, comfyui, base, *options, cpu=not torch.cuda.is_available()) as server:
         clock, start = Clock(), time.perf_counter()
         Client(server.url).run(prompt, clock.hear, timeout=3600)
         done = time.perf_counter()
@@ -175,7 +190,7 @@ def run(comfyui: Path, base: Path, prompt: dict) -> dict[str, float]:
         "step": statistics.median(later),
         "decode": clock.took("decode"),
         "whole": done - start,
-        "memory": memory / 2**30,
+        "memory": memory / GIB,
     }
 
 
@@ -185,7 +200,7 @@ def measured(case: Case, comfyui: Path, base: Path) -> list[list[str]]:
     results = {name: [] for name in CONTENDERS}
     for _ in range(case.turns):
         for name, prompt in CONTENDERS.items():
-            results[name].append(run(comfyui, base, prompt(case)))
+            results[name].append(run(comfyui, base, prompt(case), case.options))
             log.info("%s: %s: %s", case, name, {key: round(value, 2) for key, value in results[name][-1].items()})
     rows = []
     for name, runs in results.items():

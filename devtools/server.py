@@ -44,15 +44,15 @@ def _extra_models(base: Path, models: Path) -> Path:
 class Server:
     """Context manager: a server on a free port, ready for requests inside the block and stopped after it.
 
-    `url` is its address and `log` the file with its output, `base / "server.log"`.
+    options: further ones of ComfyUI. `url` is its address and `log` the file with its output, `base / "server.log"`.
     """
 
-    def __init__(self, python: str | Path, comfyui: Path, base: Path, *, cpu: bool, timeout: float = 300):
+    def __init__(self, python: str | Path, comfyui: Path, base: Path, *options: str, cpu: bool, timeout: float = 300):
         port = free_port()
         self.url = f"http://{ADDRESS}:{port}"
         self.log = base / "server.log"
         self.timeout = timeout
-        self._command = command(python, comfyui, base, port, cpu=cpu)
+        self._command = [*command(python, comfyui, base, port, cpu=cpu), *options]
 
     def __enter__(self) -> "Server":
         with self.log.open("wb") as output:
