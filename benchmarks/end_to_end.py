@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from devtools import host
 from devtools.client import Client
 from devtools.server import Server
-from tiny import random_weights
+from tiny import random_weights, tokenizer
 
 DIT, VAE, TEXT = "bench_dit.safetensors", "bench_vae.safetensors", "bench_umt5.safetensors"
 GIB = 2**30
@@ -84,8 +84,8 @@ def write_models(models: Path, case: Case) -> None:
     for tiny, dtype in ((dit, case.dtype), (vae, torch.float32), (text, torch.float16)):
         generator, tensors, shapes = torch.Generator().manual_seed(3), {}, random_weights.shapes(tiny)
         if tiny is text:
-            tokenizer = bytearray(random_weights.train_tokenizer())
-            tensors[random_weights.SPIECE] = torch.frombuffer(tokenizer, dtype=torch.uint8)
+            learnt = bytearray(random_weights.train_tokenizer())
+            tensors[tokenizer.TENSOR] = torch.frombuffer(learnt, dtype=torch.uint8)
             shapes.pop("encoder.embed_tokens.weight", None)  # the same tensor again
             shapes["shared.weight"] = [1024, 4096]  # more than the tokenizer has pieces
         for name, shape in shapes.items():
