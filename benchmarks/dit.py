@@ -30,7 +30,7 @@ LARGE = DiTConfig("t2v", dim=5120, ffn_dim=13824, heads=40, layers=40, in_dim=16
 TINY = DiTConfig("t2v", dim=256, ffn_dim=512, heads=2, layers=2, in_dim=16, out_dim=16, text_dim=64)
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 WORDS = 100  # tokens of the prompt
-CPU_CHUNK = 512  # tokens
+CPU_CHUNK = 512  # tokens, as in a run on a CPU
 COUNTED = 2000  # tokens up to which the work of a block is counted: it takes as long again
 CLOCK = time.process_time if DEVICE.type == "cpu" else time.perf_counter
 OURS = "ours"

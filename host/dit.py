@@ -74,7 +74,7 @@ class HostDiT(WanDiT):
             cross_attention=cross_attention(transformer_options),
             on_block=block_runner(transformer_options, x),
             kernels=kernels.choose(x, transformer_options.get("rope_options")),
-            chunk=memory.choose_chunk(self.config, x.shape, x.dtype, memory.free(x.device), contexts=contexts),
+            chunk=memory.chunk_on(x.device, self.config, x.shape, x.dtype, contexts),
             **vace,
         )
         return v[:, :, :frames]

@@ -237,7 +237,9 @@ def _on_device(part: Part, shape, guided: bool, place: Place, contexts: int) -> 
     double = (2 * shape[0], *shape[1:])
     together = guided and 1.5 * memory.needed(config, double, part.dtype, contexts) < left
     at_once = double if together else shape
-    chunk = memory.choose_chunk(config, at_once, part.dtype, left, contexts=contexts)
+    chunk = memory.IN_CACHES
+    if place.own_memory:
+        chunk = memory.choose_chunk(config, at_once, part.dtype, left, contexts=contexts)
     activations = memory.forward_bytes(config, at_once, part.dtype, contexts=contexts, chunk=chunk)
     return {
         "name": part.name,

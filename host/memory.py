@@ -11,6 +11,9 @@ from ..wan_model.configs import PATCH, TEXT_LENGTH, DiTConfig
 from ..wan_model.dit import HEAD_DIM
 
 CHUNKS = (65536, 32768, 16384, 8192, 4096)  # tokens; below the last one, matrix products lose speed
+IN_CACHES = (
+    512  # tokens, on a CPU: up to a tenth faster than all at once, since what is between two products stays near
+)
 PREFERRED = 16384  # tokens: with fewer at once an offloaded weight is brought to the device too often
 USABLE = 0.9  # of the free memory: the rest is for the backend's workspaces and for what the formula misses
 
@@ -78,3 +81,12 @@ def choose_chunk(
         if forward_bytes(config, shape, dtype, contexts=contexts, chunk=chunk) <= USABLE * free:
             return chunk
     return CHUNKS[-1]
+
+
+def chunk_on(
+    device: torch.device, config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, contexts: int = 0
+) -> int | None:
+    """How many tokens are projected at once by a forward that begins on `device` now; None for all."""
+    if device.type == "cpu":
+        return IN_CACHES
+    return choose_chunk(config, shape, dtype, free(device), contexts=contexts)

@@ -94,7 +94,7 @@ def test_what_the_prompt_says_is_seen(expected, vae):
 
 
 def in_parts(room, monkeypatch):
-    monkeypatch.setattr(room("host.memory"), "choose_chunk", lambda *arguments, **options: 24)
+    monkeypatch.setattr(room("host.memory"), "chunk_on", lambda *arguments, **options: 24)
 
 
 def one_by_one(room, monkeypatch):

@@ -65,7 +65,7 @@ def inputs(room, network, batch, grid, dtype):
 @pytest.mark.parametrize("variant, ffn_dim, batch", [("t2v", 2048, 1), ("t2v", 1382, 2), ("i2v", 1382, 1)])
 def test_the_formula_is_what_a_forward_takes(room, memory, build, monkeypatch, variant, ffn_dim, batch, dtype, chunk):
     network, grid = build(variant, ffn_dim, dtype), (5, 16, 16)
-    monkeypatch.setattr(memory, "choose_chunk", lambda *_, **__: chunk)
+    monkeypatch.setattr(memory, "chunk_on", lambda *_, **__: chunk)
     arguments, given = inputs(room, network, batch, grid, dtype)
     peak = measure.traced(lambda: network(*arguments, **given)).peak
     needed = memory.forward_bytes(network.config, arguments[0].shape, dtype, chunk=chunk)
@@ -77,7 +77,9 @@ def test_the_formula_for_other_variants(room, memory, build, variant, contexts):
     network = build(variant, 2048, torch.float32)
     arguments, given = inputs(room, network, 1, (5, 16, 16), torch.float32)
     peak = measure.traced(lambda: network(*arguments, **given)).peak
-    needed = memory.forward_bytes(network.config, arguments[0].shape, torch.float32, contexts=contexts)
+    needed = memory.forward_bytes(
+        network.config, arguments[0].shape, torch.float32, contexts=contexts, chunk=memory.IN_CACHES
+    )
     assert 0.8 < needed / peak < 1.25
 
 
@@ -92,14 +94,25 @@ def test_a_chunk_is_chosen_from_free_memory(memory, room):
     assert 4096 < choices[1] < 75600
 
 
-def test_little_free_memory_gives_the_same_result(room, build, set_free, monkeypatch, relative_error):
+def test_parts_give_the_same_result(room, memory, build, monkeypatch, relative_error):
     network = build("ti2v", 2048, torch.float32)
     arguments, given = inputs(room, network, 2, (5, 8, 9), torch.float32)
     whole = network(*arguments, **given)
-    monkeypatch.setattr(room("host.memory"), "CHUNKS", (150, 50))
-    for free in (0, 2**23):
-        set_free(free)
+    for chunk in (150, 50):
+        monkeypatch.setattr(memory, "IN_CACHES", chunk)
         assert relative_error(network(*arguments, **given), whole) < 1e-5
+
+
+def test_a_card_gets_what_fits_and_a_cpu_what_its_caches_hold(memory, room, monkeypatch):
+    config = room("wan_model.configs").DiTConfig(
+        variant="t2v", dim=1536, ffn_dim=8960, heads=12, layers=30, in_dim=16, out_dim=16, text_dim=4096
+    )
+    asked, call = [], (config, (1, 16, 21, 60, 104), torch.bfloat16)
+    monkeypatch.setattr(memory, "free", lambda device: asked.append(device) or 2**30)
+    card = torch.device("cuda", 1)
+    assert memory.chunk_on(card, *call) == memory.choose_chunk(*call, 2**30) < 32760
+    assert memory.chunk_on(torch.device("cpu"), *call) == 512
+    assert asked == [card]
 
 
 def test_both_prompts_are_batched_where_memory_allows(t2v, sample, set_free):
