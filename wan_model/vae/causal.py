@@ -17,6 +17,7 @@ Follows `wan/modules/vae.py` of Wan 2.1, whose parameter names are kept.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ from .region import Region, Span
 
 ATTENTION_SCORES = 2**26
 HISTORY = 2  # frames that a convolution of temporal kernel 3 looks back
+FEW = 400  # pixels of a sample that a convolution makes: as one product up to here, on two CPU cores
 WORTH_FOLDING = 512  # pixels: on two CPU cores about where the two ways of `_Upsampled` take the same time
 
 Cache = tuple[torch.Tensor, ...] | None
@@ -70,8 +72,13 @@ class _Causal:
         if weight.shape[3] == 1:  # along time alone: rows and columns can be one axis
             y = F.conv2d(x.flatten(3), weight.flatten(3), bias, (self.stride[0], 1))
             return y.unflatten(3, x.shape[3:])
-        if x.shape[2] < weight.shape[2]:  # a single first frame meets only the last temporal tap
-            return F.conv2d(x[:, :, -1], weight[:, :, -1], bias).unsqueeze(2)
+        first = x.shape[2] < weight.shape[2]  # a single first frame, which meets only the last temporal tap
+        if first:
+            x, weight = x[:, :, -1:], weight[:, :, -1:]
+        if x.device.type == "cpu" and few(x.shape[2:], weight.shape[2:]):
+            return _product(x, weight, bias)
+        if first:
+            return F.conv2d(x[:, :, 0], weight[:, :, 0], bias).unsqueeze(2)
         # the namespace's own: the host's avoids the memory that cuDNN takes for it in half precision since torch 2.9
         return super()._conv_forward(x, weight, bias, *args, **kwargs)
 
@@ -90,7 +97,8 @@ class _Causal:
         kept = chunk.kept * cin * source.area
         buffer = cin * (frames if chunk.first else HISTORY + frames) * self.padded(out)
         work *= 1 if chunk.first else self.kernel_size[0]
-        return Cost(work, cin * frames * source.area + buffer + kept + made, kept, made, frames)
+        patches = work // cout if frames * out.area <= FEW else 0  # of `_product`
+        return Cost(work, cin * frames * source.area + buffer + kept + patches + made, kept, made, frames)
 
     def padded(self, out: Region) -> int:
         """Pixels of the input with its border of zeros."""
@@ -145,6 +153,25 @@ def room(x: torch.Tensor, frames: int, pads: tuple[int, int, int, int]) -> tuple
     if left or right:
         whole[..., 0 if left else w : None : w + 1].zero_()
     return whole, whole[..., top : top + h, left : left + w]
+
+
+def few(size: Sequence[int], kernel: Sequence[int]) -> bool:
+    """Whether a convolution of an input of `size` (T, H, W) makes only `FEW` pixels."""
+    return math.prod(length - taps + 1 for length, taps in zip(size, kernel, strict=True)) <= FEW
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The convolution of x (B, C, T, H, W) by `weight` (O, C, t, h, w) as one matrix product.
+
+    It reads the weights as they lie in memory. A CPU's convolutions lay them out anew each time, which for few pixels
+    takes longer than the arithmetic.
+    """
+    patches = x.permute(0, 2, 3, 4, 1)
+    for axis, taps in enumerate(weight.shape[2:], start=1):
+        patches = patches.unfold(axis, taps, 1)  # at last (B, T, H, W, C, t, h, w)
+    if weight.stride(1) == 1:  # channels innermost, as in `patches`
+        patches, weight = patches.movedim(4, -1), weight.movedim(1, -1)
+    return F.linear(patches.flatten(4), weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
 
 
 @functools.cache
