@@ -92,9 +92,9 @@ PRESETS = {
     "default": Preset(
         grid(["2.1"], TASKS, DTYPES, [(96, 96, 9), (256, 256, 1)])
         + grid(["2.1"], ["tiles"], [FLOAT32], [(480, 832, 5)], width=32)
-        + grid(["2.2"], TASKS, DTYPES, [(96, 128, 5)]),
+        + grid(["2.2"], TASKS, DTYPES, [(192, 256, 5)]),
         rounds=5,
-        budget=30,
+        budget=90,
     ),
     "full": Preset(
         grid(BOTH, TASKS, [BFLOAT16], [(480, 832, 81), (720, 1280, 81)])
