@@ -23,6 +23,7 @@ CASES = (
     Case("2.1", "decode", torch.float32, (96, 96, 9)),
     Case("2.1", "decode", torch.float32, (256, 256, 1)),
     Case("2.1", "encode", torch.float32, (96, 96, 9)),
+    Case("2.2", "decode", torch.bfloat16, (96, 128, 5)),
 )
 NOTE = """Seconds with one choice undone, as a multiple of those with all of them: above 1 the choice pays. Medians of
 runs that take turns; the last columns are the cases."""
@@ -45,6 +46,7 @@ CHOICES = {
     ),
     "the same: always": lambda: undone(causal, "WORTH_FOLDING", 0),
     "two frames at a time after the last doubling of time: all four": lambda: undone(lane, "STRIP", 4),
+    "up to 400 pixels by one matrix product, on a CPU: never": lambda: undone(causal, "FEW", 0),
     "weights with their channels innermost in memory: as in the file": nullcontext,
 }
 
