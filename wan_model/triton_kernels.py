@@ -21,6 +21,8 @@ def rotate_(x: Tensor, table: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return rope.rotate_(x, table)
     batch, length, dim = x.shape
+    if len(table) != length:
+        raise ValueError(f"{length} tokens cannot be rotated by a table for {len(table)}.")
     with torch.cuda.device_of(x):
         _rotate[(batch * length,)](*(x, table, length, *_apart(x)), PERIOD=2 * table.shape[1], **_token(dim))
     return x
@@ -32,6 +34,8 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor
         return layers.norm_modulate(x, shift, scale, eps)
     batch, length, dim = x.shape
     frames = shift.shape[1]
+    if length % frames:
+        raise ValueError(f"{length} tokens are no whole number for each of {frames} frames.")
     shift, scale = (rows.expand(batch, frames, 1, dim) for rows in (shift, scale))
     out = torch.empty((batch, length, dim), dtype=x.dtype, device=x.device)
     with torch.cuda.device_of(x):

@@ -97,6 +97,14 @@ def test_a_norm_is_modulated_by_its_frames_rows(dtype, bound, batch, frames, rel
     assert relative_error(triton_kernels.norm_modulate(x, shift, scale, 1e-6).float(), expected) < bound
 
 
+def test_tokens_without_a_row_of_their_own_are_an_error():
+    with pytest.raises(ValueError, match="30 tokens cannot be rotated by a table for 24"):
+        triton_kernels.rotate_(noise(1, 30, 128), rope.rope_table((2, 3, 4), 128, DEVICE))
+    rows = noise(1, 4, 1, 128)
+    with pytest.raises(ValueError, match="30 tokens are no whole number for each of 4 frames"):
+        triton_kernels.norm_modulate(noise(1, 30, 128), rows, rows, 1e-6)
+
+
 @pytest.mark.parametrize("variant", ["t2v", "ti2v", "vace"])
 def test_a_dit_on_the_kernels_is_the_official_one(variant, dit_case, relative_error):
     model, inputs, velocity = dit_case(variant)
