@@ -74,7 +74,11 @@ class HostDiT(WanDiT):
             cross_attention=cross_attention(transformer_options),
             on_block=block_runner(transformer_options, x),
             kernels=kernels.choose(x, transformer_options.get("rope_options")),
-            chunk=memory.chunk_on(x.device, self.config, x.shape, x.dtype, contexts),
+            chunk=memory.chunk_on(
+                *(x.device, self.config, x.shape, x.dtype),
+                contexts=contexts,
+                compiled=hasattr(self.blocks[0], "_orig_mod"),  # as the host puts them there for this call
+            ),
             **vace,
         )
         return v[:, :, :frames]

@@ -84,9 +84,19 @@ def choose_chunk(
 
 
 def chunk_on(
-    device: torch.device, config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, contexts: int = 0
+    device: torch.device,
+    config: DiTConfig,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    *,
+    contexts: int = 0,
+    compiled: bool = False,
 ) -> int | None:
-    """How many tokens are projected at once by a forward that begins on `device` now; None for all."""
+    """How many tokens are projected at once by a forward that begins on `device` now; None for all.
+
+    compiled: whether by compiled blocks, which are compiled anew for each number of parts: then only what does not fit
+    is done in parts.
+    """
     if device.type == "cpu":
-        return IN_CACHES
+        return None if compiled else IN_CACHES
     return choose_chunk(config, shape, dtype, free(device), contexts=contexts)

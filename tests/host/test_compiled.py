@@ -30,7 +30,7 @@ def test_steps_sizes_and_loras_compile_nothing_anew(compiled, t2v, sample, run_n
     model, graphs = compiled
     assert relative_error(sample(model, steps=3), sample(t2v, steps=3)) < 1e-5
     assert len(graphs) == 1
-    larger = {"samples": torch.zeros(1, 16, 5, 12, 8)}
+    larger = {"samples": torch.zeros(1, 16, 5, 24, 20)}  # 600 tokens, more than a CPU projects at once otherwise
     assert relative_error(sample(model, steps=3, latent=larger), sample(t2v, steps=3, latent=larger)) < 1e-5
     generator = torch.Generator().manual_seed(0)
     name = "diffusion_model.blocks.0.self_attn.q"

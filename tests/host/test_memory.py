@@ -112,6 +112,7 @@ def test_a_card_gets_what_fits_and_a_cpu_what_its_caches_hold(memory, room, monk
     card = torch.device("cuda", 1)
     assert memory.chunk_on(card, *call) == memory.choose_chunk(*call, 2**30) < 32760
     assert memory.chunk_on(torch.device("cpu"), *call) == 512
+    assert memory.chunk_on(torch.device("cpu"), *call, compiled=True) is None
     assert asked == [card]
 
 
