@@ -11,9 +11,7 @@ from ..wan_model.configs import PATCH, TEXT_LENGTH, DiTConfig
 from ..wan_model.dit import HEAD_DIM
 
 CHUNKS = (65536, 32768, 16384, 8192, 4096)  # tokens; below the last one, matrix products lose speed
-IN_CACHES = (
-    512  # tokens, on a CPU: up to a tenth faster than all at once, since what is between two products stays near
-)
+IN_CACHES = 512  # tokens, on a CPU, whose caches then hold a part: up to a tenth faster than all at once
 PREFERRED = 16384  # tokens: with fewer at once an offloaded weight is brought to the device too often
 USABLE = 0.9  # of the free memory: the rest is for the backend's workspaces and for what the formula misses
 
