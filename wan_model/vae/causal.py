@@ -17,7 +17,6 @@ Follows `wan/modules/vae.py` of Wan 2.1, whose parameter names are kept.
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,7 +74,8 @@ class _Causal:
         first = x.shape[2] < weight.shape[2]  # a single first frame, which meets only the last temporal tap
         if first:
             x, weight = x[:, :, -1:], weight[:, :, -1:]
-        if x.device.type == "cpu" and few(x.shape[2:], weight.shape[2:]):
+        pixels = math.prod(size - taps + 1 for size, taps in zip(x.shape[2:], weight.shape[2:], strict=True))
+        if x.device.type == "cpu" and few(pixels):
             return _product(x, weight, bias)
         if first:
             return F.conv2d(x[:, :, 0], weight[:, :, 0], bias).unsqueeze(2)
@@ -97,7 +97,7 @@ class _Causal:
         kept = chunk.kept * cin * source.area
         buffer = cin * (frames if chunk.first else HISTORY + frames) * self.padded(out)
         work *= 1 if chunk.first else self.kernel_size[0]
-        patches = work // cout if frames * out.area <= FEW else 0  # of `_product`
+        patches = work // cout if few(frames * out.area) else 0  # of `_product`
         return Cost(work, cin * frames * source.area + buffer + kept + patches + made, kept, made, frames)
 
     def padded(self, out: Region) -> int:
@@ -116,12 +116,13 @@ class _Causal:
         """
         history = 0 if cache is None else HISTORY
         pads = out.edges() if self.kernel_size[1] == 3 else (0, 0, 0, 0)
-        buffer, frames = room(x, history + x.shape[2], pads)
         kernels = None if norm is None else norm.kernels(x, cache)
         if kernels is not None:
+            buffer, frames = empty_room(x, history + x.shape[2], pads)
             seen, (left, _, top, _) = cache[0] if history else None, pads
             kernels.activate(x, seen, norm.gamma.to(x).flatten(), buffer, history, top, left)
         else:
+            buffer, frames = room(x, history + x.shape[2], pads)
             if history:
                 seen = cache[0].shape[2]
                 frames[:, :, : HISTORY - seen] = 0
@@ -139,8 +140,8 @@ def bordered(inside: Region, pads: tuple[int, int, int, int]) -> int:
     return (top + len(inside.rows) + bottom) * (left + len(inside.cols) + right)
 
 
-def room(x: torch.Tensor, frames: int, pads: tuple[int, int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """An empty tensor like x (B, C, T, H, W) with `frames` frames in a border of zeros; (all of it, the inside).
+def empty_room(x: torch.Tensor, frames: int, pads: tuple[int, int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """An unset tensor like x (B, C, T, H, W) with `frames` frames inside a border; (all of it, the inside).
 
     Channels lie innermost in memory: normalisation and convolution both work along them.
     """
@@ -148,16 +149,24 @@ def room(x: torch.Tensor, frames: int, pads: tuple[int, int, int, int]) -> tuple
     b, c, _, h, w = x.shape
     shape = (b, c, frames, top + h + bottom, left + w + right)
     whole = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+    return whole, whole[..., top : top + h, left : left + w]
+
+
+def room(x: torch.Tensor, frames: int, pads: tuple[int, int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`empty_room` with zeros in its border."""
+    left, right, top, bottom = pads
+    h, w = x.shape[3:]
+    whole, inside = empty_room(x, frames, pads)
     if top or bottom:
         whole[..., 0 if top else h : None : h + 1, :].zero_()
     if left or right:
         whole[..., 0 if left else w : None : w + 1].zero_()
-    return whole, whole[..., top : top + h, left : left + w]
+    return whole, inside
 
 
-def few(size: Sequence[int], kernel: Sequence[int]) -> bool:
-    """Whether a convolution of an input of `size` (T, H, W) makes only `FEW` pixels."""
-    return math.prod(length - taps + 1 for length, taps in zip(size, kernel, strict=True)) <= FEW
+def few(pixels: int) -> bool:
+    """Whether a convolution that makes so many pixels of a sample, in all frames, pays as one product on a CPU."""
+    return pixels <= FEW
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
