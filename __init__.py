@@ -13,7 +13,8 @@ DEMO_MODELS = Path(__file__).resolve().parent / "tiny" / "models"
 async def comfy_entrypoint():
     """The pack's extension object, as the host's V3 loader wants it."""
     try:
-        from .host import files, routes
+        from .host import files
+        from .host.editor import routes
         from .nodes import WanExtension
     except (ImportError, AttributeError, TypeError, ValueError):
         # The host turns an exception here into one line and drops the nodes: leave the whole story in the log.

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import torch
 
-from wan_model import layouts
-from wan_model.configs import VAEConfig
 from wan_model.vae import WanVAE, build_vae
+from wan_model.variants import VAEConfig
+from wan_model.weights import layouts
 
 Weights = dict[str, torch.Tensor]
 Decode = Callable[[torch.Tensor], torch.Tensor]

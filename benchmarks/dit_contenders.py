@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from wan_model import layouts
-from wan_model.attention import sdpa, sdpa_once
-from wan_model.configs import PATCH, TEXT_LENGTH, DiTConfig
-from wan_model.dit import FLOAT32_NAMES, build_dit
-from wan_model.fused import triton_kernels
-from wan_model.layers import TORCH
+from wan_model.dit.attention import sdpa, sdpa_once
+from wan_model.dit.layers import TORCH
+from wan_model.dit.model import FLOAT32_NAMES, build_dit
+from wan_model.kernels.fused import triton_kernels
+from wan_model.variants import PATCH, TEXT_LENGTH, DiTConfig
+from wan_model.weights import layouts
 
 Weights = dict[str, Tensor]
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]

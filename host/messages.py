@@ -2,7 +2,7 @@
 
 import logging
 
-from ..wan_model.configs import LATENT_STATS
+from ..wan_model.variants import LATENT_STATS
 from . import server
 
 

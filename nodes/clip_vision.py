@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..host import clip_vision as host_clip_vision
 from ..host import files
+from ..host.encoders import clip_vision as host_clip_vision
 from ..wan_model import checkpoint
 from .loaders import validate
 from .search import aliases

@@ -3,8 +3,8 @@
 import torch
 from comfy_api.latest import io
 
-from ..host import conditioning as host_conditioning
-from ..host import pictures
+from ..host.clips import conditioning as host_conditioning
+from ..host.clips import images
 from ..host.messages import say
 from .latent import WanEmptyLatent, size_inputs
 from .search import aliases
@@ -77,15 +77,15 @@ class WanConditioning(io.ComfyNode):
     ) -> io.NodeOutput:
         clip = host_conditioning.new_clip(vae, width, height, length, batch_size)
         start, end = (
-            None if image is None else pictures.rgb(image, f"{title} of WanConditioning", clip.width, clip.height)
+            None if image is None else images.rgb(image, f"{title} of WanConditioning", clip.width, clip.height)
             for title, image in (("start_image", start_image), ("end_image", end_image))
         )
         host_conditioning.check_frames(clip, start, end)
         entries = {}
         if clip_vision_output is not None:
             entries = host_conditioning.clip_vision_entries(clip_vision_output, batch_size)
-        notes = pictures.lost("start_image", start, clip.width, clip.height)
-        notes += pictures.lost("end_image", end, clip.width, clip.height)
+        notes = images.lost("start_image", start, clip.width, clip.height)
+        notes += images.lost("end_image", end, clip.width, clip.height)
         say(cls.hidden.unique_id, ". ".join([str(clip), *notes]))
 
         tile = (tile_height, tile_width)

@@ -2,7 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..host import files, info
+from ..host import files
+from ..host.editor import info
 from ..host.messages import say
 from .search import aliases
 

@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io
 
-from ..host.conditioning import new_clip
+from ..host.clips.conditioning import new_clip
 from ..host.messages import say
 from ..wan_model import geometry
 from .search import aliases

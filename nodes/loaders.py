@@ -2,10 +2,11 @@
 
 from comfy_api.latest import io
 
-from ..host import attention as host_attention
-from ..host import files, precision
-from ..host import model as host_model
-from ..host import vae as host_vae
+from ..host import files
+from ..host.model import attention as host_attention
+from ..host.model import loading as host_model
+from ..host.model import precision
+from ..host.vae import vae as host_vae
 from ..wan_model import checkpoint
 from .search import aliases
 

@@ -3,8 +3,8 @@
 from comfy_api.latest import io
 
 from ..host import files
-from ..host import lora as host_lora
 from ..host.messages import say
+from ..host.model import lora as host_lora
 from .search import aliases
 
 FOLDER, NONE = "loras", "none"

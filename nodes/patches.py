@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..host import guidance, step_cache
+from ..host.sampling import guidance, step_cache
 from .inputs import fraction
 from .search import aliases
 

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..host import sampling
+from ..host.sampling import sampling
 from ..wan_model import solvers
 from .inputs import fraction
 from .search import aliases

@@ -2,10 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..host import clip as host_clip
 from ..host import files
+from ..host.encoders import clip as host_clip
 from ..wan_model import checkpoint
-from ..wan_model.configs import NEGATIVE_PROMPT
+from ..wan_model.variants import NEGATIVE_PROMPT
 from .loaders import validate
 from .search import aliases
 

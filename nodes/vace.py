@@ -3,9 +3,9 @@
 import torch
 from comfy_api.latest import io
 
-from ..host import conditioning as host_conditioning
-from ..host import pictures
-from ..host import vace as host_vace
+from ..host.clips import conditioning as host_conditioning
+from ..host.clips import images
+from ..host.clips import vace as host_vace
 from ..host.messages import say
 from .latent import WanEmptyLatent, size_inputs
 from .search import aliases
@@ -90,12 +90,12 @@ class WanVACE(io.ComfyNode):
         host_vace.check_vae(clip.latent[1])
         references = []
         if reference_image is not None:
-            references = list(pictures.rgb(reference_image, "reference_image of WanVACE", clip.width, clip.height))
+            references = list(images.rgb(reference_image, "reference_image of WanVACE", clip.width, clip.height))
         if control_video is not None:
-            control_video = pictures.rgb(control_video, "control_video of WanVACE", clip.width, clip.height)
+            control_video = images.rgb(control_video, "control_video of WanVACE", clip.width, clip.height)
         mask = host_vace.frame_masks(control_mask, control_video, clip)
         host_vace.check_previous(positive, clip, len(references))
-        notes = pictures.lost("control_video", control_video, clip.width, clip.height)
+        notes = images.lost("control_video", control_video, clip.width, clip.height)
         notes += host_vace.length_notes(clip, control_video)
         say(cls.hidden.unique_id, ". ".join([str(clip), *notes]))
 

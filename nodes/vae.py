@@ -2,8 +2,8 @@
 
 from comfy_api.latest import Input, io
 
-from ..host import vae as host_vae
-from ..host import video as host_video
+from ..host.vae import vae as host_vae
+from ..host.vae import video as host_video
 from .search import aliases
 
 

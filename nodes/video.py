@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..host import video as host_video
+from ..host.vae import video as host_video
 from .search import aliases
 from .vae import tile_inputs
 

@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from wan_model import triton_kernels as kernels
+from wan_model.kernels import triton_kernels as kernels
 
 CAPABILITIES = (75, 80, 90, 120)
 VAE_WIDTHS = (96, 160, 192, 256, 320, 384, 512, 640, 1024)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import family, judge, scenes, whole_clip
-from wan_model.configs import NEGATIVE_PROMPT
+from wan_model.variants import NEGATIVE_PROMPT
 
 HELD_OUT = 10**8  # seeds from here on are in no training set
 CLIPS, PROMPTS, TOGETHER = 32, 100, 20  # reconstructed clips; prompts; of which as many are sampled at once

@@ -11,9 +11,9 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from . import GUIDANCE, SHIFT, STEPS, tokenizer
 from wan_model import checkpoint, solvers
-from wan_model.configs import LATENT_STATS
-from wan_model.dit import WanDiT, build_dit
+from wan_model.dit.model import WanDiT, build_dit
 from wan_model.vae.model import WanVAE, build_vae
+from wan_model.variants import LATENT_STATS
 
 MODELS = Path(__file__).resolve().parent / "models"  # laid out as the host's models folder
 FOLDERS = {

@@ -8,7 +8,7 @@ import numpy as np
 import sentencepiece
 
 from . import scenes
-from wan_model.configs import NEGATIVE_PROMPT
+from wan_model.variants import NEGATIVE_PROMPT
 
 TENSOR = "spiece_model"  # of a repackaged text encoder, which holds its tokenizer
 WORD_START = "\u2581"  # SentencePiece's mark for a space before a word

@@ -22,9 +22,9 @@ from transformers import UMT5EncoderModel
 
 from . import family, scenes, tokenizer, whole_clip
 from .trainer import Trainer, cosine, place
-from wan_model.configs import NEGATIVE_PROMPT, PATCH, DiTConfig
-from wan_model.dit import FLOAT32_NAMES, WanDiT
+from wan_model.dit.model import FLOAT32_NAMES, WanDiT
 from wan_model.vae.model import WanVAE
+from wan_model.variants import NEGATIVE_PROMPT, PATCH, DiTConfig
 
 CONFIG = DiTConfig(variant="t2v", dim=256, ffn_dim=1024, heads=2, layers=6, in_dim=16, out_dim=16, text_dim=128)
 TEXT_STEPS, TEXT_RATE = 400, 1.0e-3  # of the umT5 alone

@@ -12,14 +12,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from . import ggml
-from .dit import dit_config
-from .gguf_file import read_gguf, read_gguf_header
-from .header import CheckpointError, check_archive, corrupt, file_format, read_header
-from .layouts import LAYOUTS, OTHERS, PREFIXES, RELATIVES, Layout, rename
-from .quantisation import PACKED_MARKER, header_layers, mark_layers
-from .tokenizer import spiece_model
+from .dit.model import dit_config
 from .vae import vae_config
+from .weights import ggml
+from .weights.gguf import read_gguf, read_gguf_header
+from .weights.header import CheckpointError, check_archive, corrupt, file_format, read_header
+from .weights.layouts import LAYOUTS, OTHERS, PREFIXES, RELATIVES, Layout, rename
+from .weights.quantisation import PACKED_MARKER, header_layers, mark_layers
+from .weights.tokenizer import spiece_model
 
 DIT = ("t2v", "i2v", "flf2v", "vace", "i2v_a14b", "ti2v")
 VACE_MODULE = ("vace_module",)

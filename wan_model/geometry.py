@@ -1,6 +1,6 @@
 """Sizes of clips and latents in Python integers."""
 
-from .configs import TIME_STRIDE
+from .variants import TIME_STRIDE
 
 MIN_SIDE = 16  # pixels: one DiT token of the 2.1 VAE
 MAX_SIDE = 8192  # pixels

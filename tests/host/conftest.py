@@ -64,7 +64,7 @@ def pack() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def room(pack) -> Callable[[str], ModuleType]:
-    """Function from a name such as "host.model" to that module of the loaded pack."""
+    """Function from a name such as "host.model.loading" to that module of the loaded pack."""
     return lambda name: importlib.import_module(f"{pack.__name__}.{name}")
 
 
@@ -82,7 +82,9 @@ def run_node(pack) -> Callable[..., tuple]:
 @pytest.fixture(scope="session")
 def t2v(room, models):
     """The tiny text-to-video MODEL, in float32. A test that changes it clones it first."""
-    return room("host.model").load(str(models / "diffusion_models" / "tiny_random_wan2.1_t2v.safetensors"), "float32")
+    return room("host.model.loading").load(
+        str(models / "diffusion_models" / "tiny_random_wan2.1_t2v.safetensors"), "float32"
+    )
 
 
 @pytest.fixture(scope="session")

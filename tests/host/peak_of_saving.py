@@ -11,15 +11,15 @@ from pathlib import Path
 import recipe
 import torch
 
-from wan_model.configs import VAEConfig
 from wan_model.vae import make_vae
+from wan_model.variants import VAEConfig
 
 
 def test_peak_of_saving(room, tmp_path):
     config = VAEConfig(version="2.2", latent_channels=48, dim=4, dec_dim=4)
     shapes = {name: x.shape for name, x in make_vae(config, device="meta").state_dict().items()}
-    vae = room("host.vae").HostVAE(recipe.state_dict(shapes), torch.bfloat16, torch.float32)
+    vae = room("host.vae.vae").HostVAE(recipe.state_dict(shapes), torch.bfloat16, torch.float32)
     latent = torch.randn(1, 48, int(os.environ["WAN_LATENT_FRAMES"]), 16, 16)  # 256 x 256 pixels
-    room("host.video").decode(vae, latent, (0, 0), 16).save_to(str(tmp_path / "clip.mp4"))
+    room("host.vae.video").decode(vae, latent, (0, 0), 16).save_to(str(tmp_path / "clip.mp4"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB on Linux
     Path(os.environ["WAN_RESULT"]).write_text(str(peak), encoding="ascii")

@@ -53,7 +53,7 @@ def nan_at(call):
 def test_torch_and_exact_attention_are_the_hosts(t2v, room, plain, attending, sample, relative_error):
     assert relative_error(sample(attending("sdpa"), steps=STEPS), plain) < 1e-5
     exact = t2v.clone()
-    exact.model_options["transformer_options"][PATCH] = room("host.attention").exact
+    exact.model_options["transformer_options"][PATCH] = room("host.model.attention").exact
     assert relative_error(sample(exact, steps=STEPS), plain) < 1e-5
 
 

@@ -37,7 +37,7 @@ def clip(host_clip, repackaged, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def host_clip(room):
-    return room("host.clip")
+    return room("host.encoders.clip")
 
 
 @pytest.fixture

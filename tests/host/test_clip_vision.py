@@ -13,7 +13,7 @@ GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 
 @pytest.fixture(scope="module")
 def vision(room):
-    return room("host.clip_vision")
+    return room("host.encoders.clip_vision")
 
 
 @pytest.fixture(scope="module")
@@ -187,4 +187,4 @@ def test_other_image_encoder_of_the_host_is_refused(room, full_precision):
     config |= {"model_type": "clip_vision_model", "hidden_act": "gelu"}
     network = comfy.clip_model.CLIPVisionModelProjection(config, torch.float32, "cpu", comfy.ops.manual_cast)
     with pytest.raises(ValueError, match=r"1024 channels.*1280"):
-        room("host.clip_vision").encode(SimpleNamespace(model=network), [torch.rand(1, 32, 32, 3)])
+        room("host.encoders.clip_vision").encode(SimpleNamespace(model=network), [torch.rand(1, 32, 32, 3)])

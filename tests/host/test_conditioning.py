@@ -26,7 +26,9 @@ def load(models, room):
     def get(kind):
         if kind not in objects:
             folder = next((folders[name] for name in folders if kind.endswith(name)), "diffusion_models")
-            host_file = {"vae": "host.vae", "clip_vision": "host.clip_vision"}.get(folder, "host.model")
+            host_file = {"vae": "host.vae.vae", "clip_vision": "host.encoders.clip_vision"}.get(
+                folder, "host.model.loading"
+            )
             objects[kind] = room(host_file).load(str(models / folder / f"tiny_random_{kind}.safetensors"))
         return objects[kind]
 

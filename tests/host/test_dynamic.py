@@ -27,9 +27,9 @@ def types(patcher):
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16", "fp8_e4m3fn", "fp8_e4m3fn_fast"])
 def test_every_weight_has_the_type_that_it_has_without(room, models, request, dtype):
     path = str(models / "diffusion_models" / T2V)
-    without = room("host.model").load(path, dtype)
+    without = room("host.model.loading").load(path, dtype)
     request.getfixturevalue("dynamic")
-    found = types(room("host.model").load(path, dtype))
+    found = types(room("host.model.loading").load(path, dtype))
     assert found.keys() == {name for name, _ in without.model.diffusion_model.named_parameters()}
     for name, weight in without.model.diffusion_model.named_parameters():
         assert found[name] == (weight.dtype, weight.dtype), name
@@ -40,7 +40,7 @@ def test_every_weight_has_the_type_that_it_has_without(room, models, request, dt
 def test_a_quantised_file_keeps_its_float32_parts(room, golden, dynamic, tmp_path):
     tensors, metadata, _ = writers.fp8_scaled(golden("dit_t2v").weights(), "new")
     save_file(tensors, tmp_path / "wan.safetensors", metadata=metadata)
-    network = room("host.model").load(str(tmp_path / "wan.safetensors"), "bfloat16").model.diffusion_model
+    network = room("host.model.loading").load(str(tmp_path / "wan.safetensors"), "bfloat16").model.diffusion_model
     for layer in (network.time_embedding[0], network.time_projection[1]):
         assert layer.weight.dtype == layer.weight_comfy_model_dtype == torch.float32
     assert network.blocks[0].modulation_comfy_model_dtype == torch.float32

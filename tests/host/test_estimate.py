@@ -18,7 +18,7 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def estimate(room):
-    return room("host.estimate")
+    return room("host.editor.estimate")
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def times(tmp_path, monkeypatch):
 def big(estimate, room):
     """A 14B model in bfloat16."""
     sizes = dict(dim=5120, ffn_dim=13824, heads=40, layers=40, in_dim=16, out_dim=16, text_dim=4096)
-    config = room("wan_model.configs").DiTConfig(variant="t2v", **sizes)
+    config = room("wan_model.variants").DiTConfig(variant="t2v", **sizes)
     return estimate.Part("wan_14B.safetensors", config, int(28.6e9), torch.bfloat16)
 
 
@@ -41,7 +41,7 @@ def card(estimate, gib, ram=64.0):
 
 
 def ask(room, query):
-    response = asyncio.run(room("host.routes").answer(request(query)))
+    response = asyncio.run(room("host.editor.routes").answer(request(query)))
     return response.status, json.loads(response.text)
 
 
@@ -51,7 +51,7 @@ def request(query):
 
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16", "fp8_e4m3fn"])
 def test_a_file_takes_what_its_model_takes(estimate, room, models, dtype):
-    loaded = estimate.part_of_model(room("host.model").load(str(models / "diffusion_models" / T2V), dtype))
+    loaded = estimate.part_of_model(room("host.model.loading").load(str(models / "diffusion_models" / T2V), dtype))
     assert estimate.part_of_file(T2V, dtype) == loaded
 
 
@@ -130,8 +130,8 @@ def test_times_that_cannot_be_kept_are_a_warning(t2v, sample, times, caplog):
 
 
 def test_the_work_of_a_forward_is_that_of_the_real_models(room, big):
-    assert room("host.times").flops(big.config, 32760) == pytest.approx(1678e12, rel=0.02)
-    assert room("host.times").flops(big.config, 75600) == pytest.approx(6523e12, rel=0.02)
+    assert room("host.observe.timing").flops(big.config, 32760) == pytest.approx(1678e12, rel=0.02)
+    assert room("host.observe.timing").flops(big.config, 75600) == pytest.approx(6523e12, rel=0.02)
 
 
 def test_the_route(room, models, times):
@@ -152,7 +152,7 @@ def test_decoding_is_a_part_of_the_peak(estimate, room, models, times):
     alone, both = (ask(room, query)[1] for query in (size, f"{size}&vae={VAE.format('2.1')}"))
     decoding = both.pop("decoding")
     assert alone.pop("decoding") is None and decoding["tiles"] == 1
-    loaded = room("host.vae").load(str(models / "vae" / VAE.format("2.1")))
+    loaded = room("host.vae.vae").load(str(models / "vae" / VAE.format("2.1")))
     assert decoding["weights"] == loaded.patcher.model_size()
     assert decoding["activations"] == loaded.memory_used_decode((1, 16, 3, 8, 12), loaded.vae_dtype)
     assert both["peak"] == max(alone["peak"], decoding["peak"]) and both["fits"]
@@ -161,7 +161,7 @@ def test_decoding_is_a_part_of_the_peak(estimate, room, models, times):
 def test_decoding_is_cut_into_tiles_where_memory_is_short(estimate, room, models, monkeypatch):
     """With the header of a VAE of real width."""
     vae, shape = room("wan_model.vae"), (1, 16, 21, 60, 104)
-    real = vae.make_vae(room("wan_model.configs").VAEConfig("2.1", 16, 96, 96), device="meta").state_dict()
+    real = vae.make_vae(room("wan_model.variants").VAEConfig("2.1", 16, 96, 96), device="meta").state_dict()
     monkeypatch.setattr(estimate.checkpoint, "expect", lambda *_: SimpleNamespace(tensors=real))
     whole = estimate.decoding(VAE.format("2.1"), shape, card(estimate, 80))
     tiles = [whole["tiles"]]

@@ -18,7 +18,7 @@ def vae():
 
 @pytest.fixture(scope="module")
 def host_clip(room):
-    return room("host.clip").load(str(family.path("umt5")))
+    return room("host.encoders.clip").load(str(family.path("umt5")))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def load(room):
     """Function (kind or file, weight_dtype) -> MODEL."""
 
     def read(file="t2v", dtype="float32"):
-        return room("host.model").load(str(family.path(file) if file in family.FOLDERS else file), dtype)
+        return room("host.model.loading").load(str(family.path(file) if file in family.FOLDERS else file), dtype)
 
     return read
 
@@ -34,7 +34,7 @@ def load(room):
 @pytest.fixture(scope="module")
 def encode(room, host_clip):
     """Function from a prompt to its CONDITIONING."""
-    return lambda prompt: room("host.clip").encode_prompt(host_clip, prompt, "positive")
+    return lambda prompt: room("host.encoders.clip").encode_prompt(host_clip, prompt, "positive")
 
 
 @pytest.fixture(scope="module")
@@ -94,29 +94,29 @@ def test_what_the_prompt_says_is_seen(expected, vae):
 
 
 def in_parts(room, monkeypatch):
-    monkeypatch.setattr(room("host.memory"), "chunk_on", lambda *arguments, **options: 24)
+    monkeypatch.setattr(room("host.model.memory"), "chunk_on", lambda *arguments, **options: 24)
 
 
 def one_by_one(room, monkeypatch):
-    monkeypatch.setattr(room("host.model").HostModel, "memory_required", lambda *arguments, **options: 2**60)
+    monkeypatch.setattr(room("host.model.loading").HostModel, "memory_required", lambda *arguments, **options: 2**60)
 
 
 def host_kernels(room, monkeypatch):
     if not hasattr(comfy.quant_ops, "ck"):
         pytest.skip("this ComfyUI has no comfy-kitchen")
-    monkeypatch.setattr(room("host.kernels"), "choose", lambda *arguments: room("host.kernels").FUSED)
+    monkeypatch.setattr(room("host.model.kernels"), "choose", lambda *arguments: room("host.model.kernels").FUSED)
 
 
 def compiled_blocks(room, monkeypatch):
-    original, load = torch.compile, room("host.model").load
+    original, load = torch.compile, room("host.model.loading").load
     monkeypatch.setattr(torch, "compile", lambda model, **options: original(model, **options | {"backend": "eager"}))
 
     def load_compiled(*arguments):
         model = load(*arguments).clone()
-        room("host.compiled").compile_blocks(model)
+        room("host.model.compiled").compile_blocks(model)
         return model
 
-    monkeypatch.setattr(room("host.model"), "load", load_compiled)
+    monkeypatch.setattr(room("host.model.loading"), "load", load_compiled)
 
 
 @pytest.mark.parametrize("use", [in_parts, one_by_one, host_kernels, compiled_blocks])
@@ -159,7 +159,7 @@ def test_gguf_shows_the_same(make, load, expected, vae, tmp_path, relative_error
 @pytest.mark.parametrize("form", [{"decode_dtype": "bfloat16"}, {"tile": (32, 32)}, {"streamed": True}], ids=str)
 def test_other_ways_to_decode_show_the_same(room, run_node, expected, vae, form):
     """Against the untiled clip in float32, by the VAE alone."""
-    host_vae = room("host.vae").load(str(family.path("vae")), form.get("decode_dtype", "float32"))
+    host_vae = room("host.vae.vae").load(str(family.path("vae")), form.get("decode_dtype", "float32"))
     height, width = form.get("tile", (0, 0))
     for latent in expected.values():
         inputs = {"vae": host_vae, "samples": {"samples": latent}, "tile_width": width, "tile_height": height}

@@ -9,7 +9,7 @@ import torch
 import writers
 from safetensors.torch import save_file
 
-from wan_model import layouts
+from wan_model.weights import layouts
 
 
 def velocity(patcher, case):
@@ -35,7 +35,7 @@ def weights_of(golden):
 
 @pytest.fixture(scope="module")
 def host_model(room):
-    return room("host.model")
+    return room("host.model.loading")
 
 
 @pytest.fixture
@@ -141,9 +141,9 @@ def test_auto_keeps_the_half_precision_of_the_file(room, monkeypatch, kind, bf16
     monkeypatch.setattr(management, "should_use_fp16", lambda *_, **__: True)
     monkeypatch.setattr(management, "should_use_bf16", lambda *_, **__: bf16)
     weights = {"blocks.0.ffn.0.weight": torch.empty(8, 8, dtype=kind, device="meta")}
-    config = room("host.model").CLASSES["t2v"][1]
-    assert room("host.precision").dtypes(config, weights, "auto", False) == (expected, None)
-    assert room("host.precision").dtypes(config, weights, "auto", True) == (
+    config = room("host.model.loading").CLASSES["t2v"][1]
+    assert room("host.model.precision").dtypes(config, weights, "auto", False) == (expected, None)
+    assert room("host.model.precision").dtypes(config, weights, "auto", True) == (
         None,
         torch.bfloat16 if bf16 else torch.float16,
     )

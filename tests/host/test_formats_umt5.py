@@ -5,7 +5,7 @@ import torch
 import writers
 from safetensors.torch import load_file, save_file
 
-from wan_model import layouts
+from wan_model.weights import layouts
 
 PROMPT = "a red ball rolls down the hill & \u7ea2\u8272\u7684\u7403, 42"
 BULK = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_o.weight", "token_embd.weight", "ffn_up.weight")
@@ -13,7 +13,7 @@ BULK = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_o.weight", "tok
 
 @pytest.fixture(scope="module")
 def host_clip(room):
-    return room("host.clip")
+    return room("host.encoders.clip")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 @pytest.fixture(scope="module")
 def info(room):
-    return room("host.info")
+    return room("host.editor.info")
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def folder(models):
 
 def ask(room, query):
     request = make_mocked_request("GET", f"/wan/info?{query}", match_info={"question": "info"})
-    response = asyncio.run(room("host.routes").answer(request))
+    response = asyncio.run(room("host.editor.routes").answer(request))
     return response.status, json.loads(response.text)
 
 

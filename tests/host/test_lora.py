@@ -6,7 +6,7 @@ import torch
 import writers
 from safetensors.torch import save_file
 
-from wan_model import layouts
+from wan_model.weights import layouts
 
 PLACES = ("blocks.0.self_attn.q", "blocks.1.cross_attn.k", "blocks.1.ffn.0", "head.head")
 RANK, ALPHA = 4, 2.0
@@ -31,7 +31,7 @@ def weights(case):
 
 @pytest.fixture(scope="module")
 def host_lora(room):
-    return room("host.lora")
+    return room("host.model.lora")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def load(room, tmp_path_factory):
     def write(weights, metadata=None, dtype="float32"):
         path = tmp_path_factory.mktemp("model") / "model.safetensors"
         save_file(weights, path, metadata=metadata)
-        return room("host.model").load(str(path), dtype)
+        return room("host.model.loading").load(str(path), dtype)
 
     return write
 
@@ -150,7 +150,7 @@ def test_lycoris_and_differences(host_lora, load, base, weights, case, save, rel
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_K"])
 def test_on_gguf_weights(kind, room, host_lora, load, weights, case, save, relative_error, tmp_path):
     meaning = writers.write_gguf(tmp_path / "model.gguf", weights, kind)
-    base = room("host.model").load(str(tmp_path / "model.gguf"), "float32")
+    base = room("host.model.loading").load(str(tmp_path / "model.gguf"), "float32")
     untouched, pairs = velocity(base, case), factors(weights)
     expected = velocity(load(with_products(meaning, pairs, 1.0)), case)
     patched, _ = host_lora.apply(base, save(in_style("comfy", pairs)), 1.0)

@@ -16,7 +16,7 @@ VARIANTS = {  # channels in and out, and what else makes the variant
 
 @pytest.fixture(scope="module")
 def memory(room):
-    return room("host.memory")
+    return room("host.model.memory")
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def build(room):
     def build(variant, ffn_dim, dtype):
         in_dim, out_dim, more = VARIANTS[variant]
         sizes = dict(dim=512, ffn_dim=ffn_dim, heads=4, layers=2, in_dim=in_dim, out_dim=out_dim, text_dim=64)
-        config = room("wan_model.configs").DiTConfig(variant=variant, image_dim=64, **sizes, **more)
-        network = room("host.dit").HostDiT(config, ops=comfy.ops.manual_cast, dtype=dtype, device="cpu")
+        config = room("wan_model.variants").DiTConfig(variant=variant, image_dim=64, **sizes, **more)
+        network = room("host.model.dit").HostDiT(config, ops=comfy.ops.manual_cast, dtype=dtype, device="cpu")
         for parameter in network.parameters():
             parameter.data.normal_(0, 0.02)
         return network
@@ -51,7 +51,7 @@ def inputs(room, network, batch, grid, dtype):
     config, (frames, height, width) = network.config, grid
     x = torch.randn(batch, config.in_dim, frames, 2 * height, 2 * width, dtype=dtype)
     t = torch.full((batch, frames) if config.variant == "ti2v" else (batch,), 500.0)
-    given = {"transformer_options": {"optimized_attention_override": room("host.attention").torch_sdpa}}
+    given = {"transformer_options": {"optimized_attention_override": room("host.model.attention").torch_sdpa}}
     if config.image_tokens:
         given["clip_fea"] = torch.randn(batch, 257, 64, dtype=dtype)
     if config.vace_layers:
@@ -85,7 +85,7 @@ def test_the_formula_for_other_variants(room, memory, build, variant, contexts):
 
 def test_a_chunk_is_chosen_from_free_memory(memory, room):
     sizes = dict(dim=5120, ffn_dim=13824, heads=40, layers=40, in_dim=16, out_dim=16, text_dim=4096)
-    config = room("wan_model.configs").DiTConfig(variant="t2v", **sizes)
+    config = room("wan_model.variants").DiTConfig(variant="t2v", **sizes)
     shape = (1, 16, 21, 90, 160)  # 75,600 tokens of 720p
     whole, least = (memory.forward_bytes(config, shape, torch.bfloat16, chunk=chunk) for chunk in (None, 4096))
     assert 1.2 < whole / least < 2
@@ -104,7 +104,7 @@ def test_parts_give_the_same_result(room, memory, build, monkeypatch, relative_e
 
 
 def test_a_card_gets_what_fits_and_a_cpu_what_its_caches_hold(memory, room, monkeypatch):
-    config = room("wan_model.configs").DiTConfig(
+    config = room("wan_model.variants").DiTConfig(
         variant="t2v", dim=1536, ffn_dim=8960, heads=12, layers=30, in_dim=16, out_dim=16, text_dim=4096
     )
     asked, call = [], (config, (1, 16, 21, 60, 104), torch.bfloat16)
@@ -146,7 +146,7 @@ def test_the_host_makes_room_for_vace_contexts(room, models, prompts):
     """What the host asks before a run, from the conditionings alone."""
     from comfy.sampler_helpers import estimate_memory
 
-    model = room("host.model").load(str(models / "diffusion_models" / "tiny_random_wan2.1_vace.safetensors"))
+    model = room("host.model.loading").load(str(models / "diffusion_models" / "tiny_random_wan2.1_vace.safetensors"))
     frames = [torch.zeros(1, 32, 21, 60, 104)] * 2
     conds = [
         estimate_memory(model, [1, 16, 21, 60, 104], {"positive": [cond]}) for cond in ({}, {"vace_frames": frames})

@@ -55,7 +55,7 @@ def brought(monkeypatch):
 @pytest.fixture
 def load(room, models):
     """Function (file of the tiny models) -> its MODEL in float32."""
-    return lambda name=TINY: room("host.model").load(str(models / "diffusion_models" / name), "float32")
+    return lambda name=TINY: room("host.model.loading").load(str(models / "diffusion_models" / name), "float32")
 
 
 def with_lora(model):
@@ -118,7 +118,7 @@ def test_two_gigabytes_on_a_small_device(room, prompts, small_device, brought, s
             weights[name] = values + 1 if "norm" in name and name.endswith("weight") else values
     save_file(weights, tmp_path / "large.safetensors")
     del weights
-    model = room("host.model").load(str(tmp_path / "large.safetensors"), "float32")
+    model = room("host.model.loading").load(str(tmp_path / "large.safetensors"), "float32")
     assert 1.9e9 < model.model_size() < 2.2e9
     text = [[[torch.randn(1, 64, 4096, generator=generator), {}]] for _ in range(2)]
     inputs = {"positive": text[0], "negative": text[1], "steps": 1}

@@ -25,7 +25,7 @@ def path(models):
 
 @pytest.fixture(scope="module")
 def model(room, path):
-    return room("host.model").load(path, "float32")
+    return room("host.model.loading").load(path, "float32")
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +60,10 @@ def test_positions_are_scaled_and_shifted_as_by_the_host(room, model):
     patched.set_model_rope_options(1.5, 2.0, 0.5, -3.0, 2.0, 0.25)  # x, y, t: a scale and a shift each
     options = patched.model_options["transformer_options"]
     expected = theirs.rope_encode(3, 8, 10, device="cpu", dtype=torch.float64, transformer_options=options)
-    kernels = room("host.kernels").choose(torch.zeros(1), options["rope_options"])
+    kernels = room("host.model.kernels").choose(torch.zeros(1), options["rope_options"])
     table = kernels.rope_table((3, 4, 5), 128, torch.device("cpu"))
     torch.testing.assert_close(table, expected.flatten(0, 2)[..., 0].float().view(table.shape), rtol=1e-4, atol=1e-5)
-    plain = room("host.kernels").choose(torch.zeros(1)).rope_table((3, 4, 5), 128, torch.device("cpu"))
+    plain = room("host.model.kernels").choose(torch.zeros(1)).rope_table((3, 4, 5), 128, torch.device("cpu"))
     assert (table - plain).abs().max() > 0.5
 
 
@@ -148,9 +148,9 @@ def test_padding_of_prompts_is_left_out(model, path, text, latent, run, relative
 
 
 def test_joined_prompts_keep_their_zeros(room):
-    both = room("host.text").without_padding(torch.ones(1, 600, 8) * (torch.arange(600) < 40).unsqueeze(1))
-    single = room("host.text").without_padding(torch.ones(1, 512, 8) * (torch.arange(512) < 40).unsqueeze(1))
-    empty = room("host.text").without_padding(torch.zeros(1, 512, 8))
+    both = room("host.model.text").without_padding(torch.ones(1, 600, 8) * (torch.arange(600) < 40).unsqueeze(1))
+    single = room("host.model.text").without_padding(torch.ones(1, 512, 8) * (torch.arange(512) < 40).unsqueeze(1))
+    empty = room("host.model.text").without_padding(torch.zeros(1, 512, 8))
     assert [cond.cond.shape[1] for cond in (both, single, empty)] == [600, 40, 1]
     assert single.can_concat(empty) and not single.can_concat(both)
     assert torch.equal(empty.concat([single])[1], single.cond[0])
@@ -159,7 +159,7 @@ def test_joined_prompts_keep_their_zeros(room):
 def test_two_experts_switch_at_the_boundary(model, room, path, text, latent, run, relative_error, caplog):
     weights, other = files.load(path)[0], dict(files.load(path)[0])
     other["head.head.weight"] = -0.5 * other["head.head.weight"]
-    low = room("host.model").build(other, "float32")
+    low = room("host.model.loading").build(other, "float32")
     with caplog.at_level(logging.INFO):
         actual = run(model, text, latent, low_noise_model=low, boundary=0.9)
     expected = alone(weights, text, latent, boundary=0.9, low=other)
@@ -179,7 +179,7 @@ def test_wrong_inputs_are_one_sentence(model, room, path, text, latent, run):
         run(model, text, {"samples": torch.zeros(1, 48, 3, 8, 10)})
     with pytest.raises(ValueError, match="4 dimensions"):
         run(model, text, {"samples": torch.zeros(1, 16, 8, 10)})
-    named = room("host.model").load(path, "float32")
+    named = room("host.model.loading").load(path, "float32")
     named.model.source = "wan2.2_t2v_high_noise_14B.safetensors"
     with pytest.raises(ValueError, match=r"high_noise_14B\.safetensors is connected to low_noise_model"):
         run(model, text, latent, low_noise_model=named)
@@ -196,9 +196,11 @@ def test_vace_blocks_alone_make_a_text_model_a_vace_model(models, room, run_node
     control = {"vace_frames": [torch.randn(1, 32, 3, 8, 10)], "vace_mask": [torch.ones(1, 64, 3, 8, 10)]}
     steered = [[[tokens, {**control, "vace_strength": [1.0]}] for tokens, _ in part] for part in text]
     latent = {"samples": torch.zeros(1, 16, 3, 8, 10)}
-    results = [run(model, steered, latent) for model in (joined, room("host.model").load(str(whole), "float32"))]
+    results = [
+        run(model, steered, latent) for model in (joined, room("host.model.loading").load(str(whole), "float32"))
+    ]
     assert torch.equal(*results)
     with pytest.raises(ValueError, match=r"vace_blocks.* checkpoint wants"):
-        room("host.model").build({**weights, "vace_blocks.0.before_proj.weight": torch.ones(64, 64)})
+        room("host.model.loading").build({**weights, "vace_blocks.0.before_proj.weight": torch.ones(64, 64)})
     for name in ("base", "module"):
         whole.with_name(f"{name}.safetensors").unlink()

@@ -130,7 +130,7 @@ def test_the_end_comes_after_the_start(t2v, cached):
 
 def test_the_budget_bounds_the_error_of_a_reused_velocity(room):
     """A velocity of length 1 that turns by 0.01 in every step may be used for three more at a budget of 0.035."""
-    step_cache = room("host.step_cache")
+    step_cache = room("host.sampling.step_cache")
     sigmas = torch.linspace(1, 0, 21).tolist()
     run = step_cache.Run(step_cache.Settings("easycache", 0.035, 0.0, 1.0), sigmas)
     x, computed = torch.tensor([1.0, 0.0]), []

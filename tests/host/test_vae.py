@@ -20,7 +20,7 @@ def path(models):
 
 @pytest.fixture(scope="module")
 def vae(room, path):
-    return room("host.vae").load(path)
+    return room("host.vae.vae").load(path)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_little_free_memory_gives_tiles(vae, latent, frames, monkeypatch, caplog
 
 
 def test_precisions_are_separate(room, path):
-    vae = room("host.vae").load(path, "bfloat16", "float32")
+    vae = room("host.vae.vae").load(path, "bfloat16", "float32")
     assert vae.first_stage_model.decoder.conv1.weight.dtype == torch.bfloat16
     assert vae.first_stage_model.encoder.conv1.weight.dtype == torch.float32
     assert vae.decode(torch.randn(1, 16, 1, 4, 4)).isfinite().all()
@@ -212,7 +212,7 @@ def test_precisions_are_separate(room, path):
 
 def test_the_hosts_guard_against_cudnns_memory_holds_here_too(room, path, latent, monkeypatch, relative_error):
     """Since torch 2.9 some cuDNN takes many times the memory for 3-D convolutions in bfloat16: the host knows which."""
-    vae, calls = room("host.vae").load(path, "bfloat16"), []
+    vae, calls = room("host.vae.vae").load(path, "bfloat16"), []
     expected = vae.decode(latent)
 
     def convolution(x, weight, padding, stride, dilation, groups, **options):

@@ -31,12 +31,12 @@ WRITABLE = [
 
 @pytest.fixture
 def video(room):
-    return room("host.video")
+    return room("host.vae.video")
 
 
 @pytest.fixture(scope="module")
 def vae(room, golden_weights):
-    return room("host.vae").HostVAE(golden_weights("vae21"), torch.float32, torch.float32)
+    return room("host.vae.vae").HostVAE(golden_weights("vae21"), torch.float32, torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ HIGH, LOW = (f"tiny_random_wan2.2_t2v_{noise}_noise.safetensors" for noise in ("
 @pytest.fixture
 def problem(room, models):
     """Function (node, **what reaches it) -> the sentence or None."""
-    return lambda node, **given: room("host.wires").problem(node, given)
+    return lambda node, **given: room("host.editor.preflight").problem(node, given)
 
 
 @pytest.fixture
@@ -20,7 +20,11 @@ def load(room, models):
     """Function (folder, name) -> the host object of a tiny file."""
 
     def load(folder, name):
-        loader = {"diffusion_models": "host.model", "vae": "host.vae", "text_encoders": "host.clip"}[folder]
+        loader = {
+            "diffusion_models": "host.model.loading",
+            "vae": "host.vae.vae",
+            "text_encoders": "host.encoders.clip",
+        }[folder]
         return room(loader).load(str(models / folder / name))
 
     return load

@@ -2,7 +2,7 @@
 
 import pytest
 
-from wan_model.dit import build_dit
+from wan_model.dit.model import build_dit
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from wan_model import checkpoint, layouts
+from wan_model import checkpoint
 from wan_model.checkpoint import CheckpointError
+from wan_model.weights import layouts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FULL_SIZE = {

@@ -5,8 +5,8 @@ import recipe
 import torch
 from torch._dynamo import reset
 
-from wan_model.configs import DiTConfig
-from wan_model.dit import WanDiT, build_dit
+from wan_model.dit.model import WanDiT, build_dit
+from wan_model.variants import DiTConfig
 
 CONFIG = DiTConfig(variant="ti2v", dim=256, ffn_dim=512, heads=2, layers=2, in_dim=48, out_dim=48, text_dim=64)
 

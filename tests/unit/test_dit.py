@@ -9,9 +9,9 @@ import pytest
 import recipe
 import torch
 
-from wan_model.attention import local, repeating, sdpa, sdpa_once
-from wan_model.dit import WanDiT, build_dit, dit_config
-from wan_model.layers import parts
+from wan_model.dit.attention import local, repeating, sdpa, sdpa_once
+from wan_model.dit.layers import parts
+from wan_model.dit.model import WanDiT, build_dit, dit_config
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VARIANTS = ["t2v", "i2v", "flf2v", "vace", "i2v_a14b", "ti2v"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from wan_model import ggml
+from wan_model.weights import ggml
 
 gguf = pytest.importorskip("gguf")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wan_model import layouts
+from wan_model.weights import layouts
 
 CHECKPOINTS = json.loads(gzip.decompress((Path(__file__).parents[1] / "golden" / "checkpoints.json.gz").read_bytes()))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wan_model import layouts, lora
+from wan_model.weights import layouts, lora
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINTS = json.loads(gzip.decompress((GOLDEN / "checkpoints.json.gz").read_bytes()))

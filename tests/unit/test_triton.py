@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize, silu
 
-from wan_model import fused, layers, rope
+from wan_model.dit import layers, rope
+from wan_model.kernels import fused
 from wan_model.vae import build_vae, causal
 
 pytest.importorskip("triton", reason="Triton has no wheels for this system")

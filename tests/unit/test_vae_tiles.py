@@ -10,10 +10,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wan_model.configs import VAEConfig
 from wan_model.vae import fit_decode, fit_encode, make_vae, plan_decode, plan_encode
 from wan_model.vae.lane import Lane, regions
 from wan_model.vae.region import Region, Span
+from wan_model.variants import VAEConfig
 
 CONFIGS = {"2.1": VAEConfig("2.1", 16, 96, 96), "2.2": VAEConfig("2.2", 48, 160, 256)}
 

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..fused import triton_kernels
+from ..kernels.fused import triton_kernels
 from .region import Region, Span
 
 ATTENTION_SCORES = 2**26

@@ -6,8 +6,8 @@ from itertools import chain
 import torch
 from torch import nn
 
-from ..configs import TIME_STRIDE, VAEConfig
 from ..geometry import latent_frames
+from ..variants import TIME_STRIDE, VAEConfig
 from . import vae21, vae22
 from .causal import Downsample, Means, causal_conv3d
 from .stream import Regroup, Stream
@@ -19,7 +19,7 @@ VERSIONS = {"2.1": vae21, "2.2": vae22}
 class WanVAE(nn.Module):
     """A Wan 2.1 or 2.2 VAE with the official parameter names.
 
-    Pixels are in [-1, 1]; latents are the raw means, not normalised (`configs.LATENT_STATS` normalises them). The
+    Pixels are in [-1, 1]; latents are the raw means, not normalised (`variants.LATENT_STATS` normalises them). The
     compute type is the input's.
     """
 

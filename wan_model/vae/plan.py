@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from ..configs import VAEConfig
+from ..variants import VAEConfig
 from .model import WanVAE, decode_plan, encode_plan, make_vae
 from .tiling import MIN_TILE, TilePlan
 

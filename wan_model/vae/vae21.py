@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ..configs import VAEConfig
+from ..variants import VAEConfig
 from .causal import Decoder, Downsample, Encoder, ResidualBlock, Upsample
 
 WIDTHS = (1, 2, 4, 4)  # channels of each stage, in base widths

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..configs import VAEConfig
+from ..variants import VAEConfig
 from .causal import Cache, Chunk, Cost, Decoder, Downsample, Encoder, ResidualBlock, Upsample
 from .region import Region, Span
 from .vae21 import DOWN_TIME, WIDTHS

@@ -1,0 +1,254 @@
+"""What a run will take, before it begins: memory on the device and in RAM, what is offloaded, and time.
+
+Sizes are exact, from file headers and shapes; what the host will do with them follows its own rules for loading
+models; times are those of the last run, scaled by the work where its size was another.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import comfy.model_management
+import torch
+
+from ...wan_model import checkpoint, geometry
+from ...wan_model.dit.model import dit_config
+from ...wan_model.vae import fit_decode, plan_decode, vae_config
+from ...wan_model.variants import DiTConfig
+from .. import files
+from ..model import memory, precision
+from ..model.loading import CLASSES, HostModel
+from ..observe import timing
+from ..vae import vae as host_vae
+
+FOLDER = "diffusion_models"
+RANGES = {  # of the numbers in a question
+    "width": (geometry.MIN_SIDE, geometry.MAX_SIDE),
+    "height": (geometry.MIN_SIDE, geometry.MAX_SIDE),
+    "length": (1, geometry.MAX_LENGTH),
+    "batch_size": (1, 64),
+    "steps": (1, 1000),
+    "guidance": (1, 30),
+}
+DEFAULTS = {"weight_dtype": "auto", "batch_size": "1", "steps": "30", "guidance": "5"}
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model of a run. weights: bytes that its weights take. dtype: what it computes in."""
+
+    name: str
+    config: DiTConfig
+    weights: int
+    dtype: torch.dtype
+
+    @property
+    def identity(self) -> str:
+        """What of it the speed depends on."""
+        return timing.identity(self.name, self.dtype)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where models run. free: bytes that a model and its activations may take there; ram: free bytes of RAM.
+
+    own_memory: whether the device has memory of its own, so that there is offloading to RAM.
+    """
+
+    name: str
+    free: int
+    ram: int
+    own_memory: bool
+
+
+def part_of_file(name: str, weight_dtype: str = "auto", vace_name: str | None = None) -> Part:
+    """The model that WanModelLoader makes of files of models/diffusion_models; only their headers are read.
+
+    Raises ValueError for a name that is not in that folder, a file that holds no Wan model, and another weight_dtype.
+    """
+    if weight_dtype not in precision.CHOICES:
+        raise ValueError(f"There is no weight_dtype '{weight_dtype[:40]}': choose {', '.join(precision.CHOICES)}.")
+    path = files.path(FOLDER, name)
+    found = checkpoint.expect(path, checkpoint.DIT, "WanModelLoader")
+    paths, tensors = checkpoint.parts(path), dict(found.tensors)
+    if vace_name is not None:
+        module = files.path(FOLDER, vace_name)
+        tensors |= checkpoint.expect(module, checkpoint.VACE_MODULE, "vace_name of WanModelLoader").tensors
+        paths = [*paths, *checkpoint.parts(module)]
+    weights, compute = precision.dtypes(CLASSES[found.variant][1], tensors, weight_dtype, bool(found.quantisation))
+    if weights is None:  # as it is in the files
+        size = sum(map(os.path.getsize, paths))
+    else:
+        stored = precision.stored(tensors, weights, compute)
+        size = sum(tensor.numel() * stored[key].itemsize for key, tensor in tensors.items())
+    return Part(os.path.basename(name), dit_config(tensors), size, compute or weights)
+
+
+def part_of_model(model) -> Part | None:
+    """A MODEL of this pack, or None for another's, whose forward is not known here."""
+    if not isinstance(model.model, HostModel):
+        return None
+    network = model.model.diffusion_model
+    size = comfy.model_management.module_size(network)
+    return Part(model.model.source, network.config, size, model.model.compute_dtype)
+
+
+def here() -> Place:
+    """The host's device now, as if the models that it has loaded were gone."""
+    management = comfy.model_management
+    device = management.get_torch_device()
+    free = management.get_free_memory(device)
+    own_memory = device.type != "cpu"
+    if own_memory:
+        free += sum(m.model_loaded_memory() for m in management.current_loaded_models if m.model and m.device == device)
+    ram = management.get_free_memory(torch.device("cpu"))
+    return Place(management.get_torch_device_name(device), int(free), int(ram), own_memory)
+
+
+def estimate(parts: Sequence[Part], shape, steps: int, guided: bool, place: Place, contexts: int = 0) -> dict:
+    """What sampling takes, as plain values for JSON; bytes and seconds.
+
+    parts: the models of the run, one after the other. shape: of the latent (B, C, F, H, W). guided: whether each step
+    predicts two prompts. contexts: VACE contexts.
+    Always `device`, `tokens`, `steps`, `calls` (of the network), `peak` (weights and activations on the device),
+    `free`, `fits`, `offloaded` (weights that are brought for each step), `ram` (what is needed of it), `ram_free` and
+    `models` (of each: `name`, `weights`, `resident`, `offloaded`, `activations`, `together` whether both prompts are
+    predicted at once, and `chunk`, tokens projected at once, or None). `seconds_per_step` and `seconds` are None, and
+    `measured` is "", until a run was measured; then `measured` says where ("this size" or "another size").
+    """
+    models = [_on_device(part, shape, guided, place, contexts) for part in parts]
+    weights, count, prompts = sum(part.weights for part in parts), memory.tokens(shape), 2 if guided else 1
+    peak = max(model["resident"] + model["activations"] for model in models)
+    if place.own_memory:  # in RAM is all that is not on the device at the time
+        ram = max(weights - model["resident"] for model in models)
+    else:
+        ram = weights + max(model["activations"] for model in models)
+    seconds, measured = timing.expected(parts[0].config, parts[0].identity, place.name, count // shape[0])
+    per_step = None if seconds is None else seconds * shape[0] * prompts
+    return {
+        "device": place.name,
+        "tokens": count,
+        "steps": steps,
+        "calls": steps * prompts,
+        "peak": peak,
+        "free": place.free,
+        "fits": peak <= place.free and ram <= place.ram,
+        "offloaded": max(model["offloaded"] for model in models),
+        "ram": ram,
+        "ram_free": place.ram,
+        "seconds_per_step": per_step,
+        "seconds": None if per_step is None else per_step * steps,
+        "measured": measured,
+        "models": models,
+    }
+
+
+def decoding(name: str, shape: Sequence[int], place: Place) -> dict:
+    """What a VAE file of models/vae takes to decode a latent of `shape` (B, C, F, H, W), in bytes; its header is read.
+
+    `name`, `weights`, `activations`, `peak` (both), and `tiles`: how many a frame is cut into for the free memory.
+    Raises ValueError for a name that is not in that folder, a file that holds no Wan VAE, and one of other latents.
+    """
+    found = checkpoint.expect(files.path("vae", name), checkpoint.VAE, "WanVAELoader")
+    config, (dtype, encode_dtype) = vae_config(found.tensors), host_vae.choose_dtypes()
+    host_vae.check_channels(config.latent_channels, shape[1])
+    weights = sum(
+        tensor.numel() * (encode_dtype if key.startswith(("encoder.", "conv1.")) else dtype).itemsize
+        for key, tensor in found.tensors.items()
+    )
+    tile = fit_decode(config, shape, (place.free - weights) * host_vae.USABLE, dtype)
+    plan = plan_decode(config, shape, tile, dtype)
+    return {
+        "name": os.path.basename(name),
+        "weights": weights,
+        "activations": plan.peak_bytes,
+        "peak": weights + plan.peak_bytes,
+        "tiles": len(plan.cores),
+    }
+
+
+def from_query(query: Mapping[str, str]) -> dict:
+    """`estimate` for files and inputs of the nodes, by their names there, as texts.
+
+    model, width, height and length are required. low_noise_model is the second expert of A14B, vace_name the loader's.
+    weight_dtype, batch_size, steps and guidance have defaults. With vae, a file of models/vae, `peak` and `fits` count
+    its `decoding` too, which else is None. Raises ValueError for a number that is missing or out of range, and as
+    `part_of_file` and `decoding` do.
+    """
+    given = {**DEFAULTS, **query}
+    width, height, length, batch, steps, guidance = (_number(name, given.get(name, "")) for name in RANGES)
+    names = [given.get("model", ""), *filter(None, [given.get("low_noise_model")])]
+    parts = [part_of_file(name, given["weight_dtype"], given.get("vace_name")) for name in names]
+    config = parts[0].config
+    stride = 16 if config.out_dim == 48 else 8
+    shape = (
+        int(batch),
+        config.out_dim,
+        geometry.latent_frames(int(length)),
+        int(height) // stride,
+        int(width) // stride,
+    )
+    place, contexts = here(), 1 if config.vace_layers else 0
+    found = estimate(parts, shape, int(steps), guidance != 1, place, contexts) | {"decoding": None}
+    if given.get("vae"):
+        decoded = found["decoding"] = decoding(given["vae"], shape, place)
+        found["peak"] = max(found["peak"], decoded["peak"])
+        found["fits"] = found["fits"] and decoded["peak"] <= place.free
+    return found
+
+
+def sentence(found: dict) -> str:
+    """`estimate`'s answer for reading."""
+    names = " and ".join(model["name"] for model in found["models"])
+    text = f"{found['tokens']:,} tokens, {found['steps']} steps of {names}: {found['peak'] / GIB:.1f} of "
+    text += f"{found['free'] / GIB:.1f} GiB free on {found['device']}"
+    if found["offloaded"]:
+        text += f", {found['offloaded'] / GIB:.1f} GiB of weights offloaded to RAM"
+    if found["seconds"] is not None:
+        text += f", about {found['seconds']:.0f} s ({found['seconds_per_step']:.1f} s a step, measured at "
+        text += f"{found['measured']})"
+    if not found["fits"]:
+        text += ". It may not fit: choose a smaller size or length, or an fp8 or GGUF file"
+    return f"{text}."
+
+
+def _number(name: str, text: str) -> float:
+    least, most = RANGES[name]
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not least <= number <= most:
+        raise ValueError(f"{name} is '{text[:40]}': give a number from {least} to {most}.")
+    return number
+
+
+def _on_device(part: Part, shape, guided: bool, place: Place, contexts: int) -> dict:
+    """What the host will load of a model and what a forward then takes; as `load_models_gpu` of the host decides."""
+    management, config = comfy.model_management, part.config
+    least = memory.needed(config, shape, part.dtype, contexts)
+    resident = part.weights
+    if place.own_memory:
+        inference = management.minimum_inference_memory()
+        room = place.free - max(inference, least + management.extra_reserved_memory())
+        some = min(place.free * management.MIN_WEIGHT_MEMORY_RATIO, place.free - inference)
+        resident = int(min(part.weights, max(0, room, some)))
+    left = place.free - resident
+    double = (2 * shape[0], *shape[1:])
+    together = guided and 1.5 * memory.needed(config, double, part.dtype, contexts) < left
+    at_once = double if together else shape
+    chunk = memory.IN_CACHES
+    if place.own_memory:
+        chunk = memory.choose_chunk(config, at_once, part.dtype, left, contexts=contexts)
+    activations = memory.forward_bytes(config, at_once, part.dtype, contexts=contexts, chunk=chunk)
+    return {
+        "name": part.name,
+        "weights": part.weights,
+        "resident": resident,
+        "offloaded": part.weights - resident,
+        "activations": activations + (memory.largest_weight(config, part.dtype) if resident < part.weights else 0),
+        "together": together,
+        "chunk": chunk,
+    }

@@ -1,0 +1,74 @@
+"""What a model file is and what goes with it, from its header alone."""
+
+import os
+
+from ...wan_model import checkpoint
+from ...wan_model.dit.model import dit_config
+from ...wan_model.vae import vae_config
+from ...wan_model.variants import PATCH, frame_rate
+from ...wan_model.weights.lora import SIZES
+from .. import files
+
+FOLDERS = ("diffusion_models", "vae", "text_encoders", "clip_vision")
+VAE = {"ti2v": "wan2.2_vae (48 channels)"}  # the others: Wan 2.1's
+OTHER_VAE = "wan_2.1_vae (16 channels)"
+CLIP_VISION = {"i2v": "clip_vision_h", "flf2v": "clip_vision_h"}  # the others read none
+GIB = 2**30
+
+
+def describe(folder: str, name: str) -> dict[str, object]:
+    """What the file `name` of the model folder `folder` holds; no weight is read.
+
+    Always `file`, `holds` and `bytes` (of all its parts, which is what its weights take in memory as they are); for a
+    part of Wan also `variant`, `layout`, `precision` and `parameters`; for a DiT and a VAE `channels` of their latents;
+    for a DiT `size`, `vae`, `text_encoder` and `clip_vision`, the files that go with it; for a VAE, of the clips of its
+    models, `frame_rate` and `side_step`, the pixels that sides are multiples of. Raises ValueError for another folder,
+    a name that is not in it and a file that is damaged.
+    """
+    if folder not in FOLDERS:
+        raise ValueError(f"'{folder[:80]}' is no folder of Wan models: give one of {', '.join(FOLDERS)}.")
+    path = files.path(folder, name)
+    found = checkpoint.inspect(path)
+    info = {"file": name, "holds": found.holds, "bytes": sum(os.path.getsize(part) for part in checkpoint.parts(path))}
+    if found.variant is None:
+        return info
+    weights = {name: tensor for name, tensor in found.tensors.items() if tensor.is_floating_point()}
+    by_type = {}
+    for tensor in weights.values():
+        by_type[tensor.dtype] = by_type.get(tensor.dtype, 0) + tensor.numel()
+    info |= {
+        "variant": found.variant,
+        "layout": found.layout,
+        "precision": found.quantisation or str(max(by_type, key=by_type.get)).removeprefix("torch."),
+        "parameters": sum(by_type.values()),
+    }
+    if found.variant in checkpoint.DIT:
+        config = dit_config(found.tensors)
+        info |= {
+            "channels": config.out_dim,
+            "size": SIZES.get(config.dim, f"width {config.dim}"),
+            "vae": VAE.get(found.variant, OTHER_VAE),
+            "text_encoder": "umt5_xxl",
+            "clip_vision": CLIP_VISION.get(found.variant),
+        }
+    if found.variant in checkpoint.VAE:
+        config = vae_config(found.tensors)
+        info |= {
+            "channels": config.latent_channels,
+            "side_step": PATCH[1] * config.stride,
+            "frame_rate": frame_rate(config.latent_channels),
+        }
+    return info
+
+
+def sentence(info: dict[str, object]) -> str:
+    """`describe`'s answer for reading."""
+    lines = [f"{info['file']} holds {info['holds']}, {info['bytes'] / GIB:.2f} GiB."]
+    if "variant" in info:
+        lines.append(f"{info['parameters'] / 1e9:.2f}B weights in {info['precision']}, named as {info['layout']}.")
+    if "size" in info:
+        lines.append(
+            f"Size {info['size']}. Goes with {info['vae']}, {info['text_encoder']} and "
+            f"{info['clip_vision'] or 'no CLIP vision'}."
+        )
+    return "\n".join(lines)

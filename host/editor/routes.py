@@ -1,0 +1,64 @@
+"""What the editor may ask of the pack over HTTP, under /wan: questions with an answer, which change nothing."""
+
+import asyncio
+
+from aiohttp import web
+
+from .. import server
+from ..observe import preview
+from . import estimate, info, preflight
+
+
+async def get_info(request: web.Request) -> web.Response:
+    """GET /wan/info?folder=F&name=N: `info.describe`."""
+    folder, name = request.query.get("folder", ""), request.query.get("name", "")
+    return web.json_response(await asyncio.to_thread(info.describe, folder, name))
+
+
+async def get_preview(request: web.Request) -> web.Response:
+    """GET /wan/preview?key=K: the newest frames of a run as a JPEG, `preview.Sheet.jpeg`."""
+    sheet = preview.sheet(request.query.get("key", ""))
+    if sheet is None:
+        return refuse(404, "This run shows no preview any more: another one has begun.")
+    body = await asyncio.to_thread(sheet.jpeg)
+    return web.Response(body=body, content_type="image/jpeg", headers={"Cache-Control": "no-store"})
+
+
+async def get_check(request: web.Request) -> web.Response:
+    """GET /wan/check?node=N&...: {"problem": `preflight.problem`} for the other values of the query."""
+    given = dict(request.query)
+    problem = await asyncio.to_thread(preflight.problem, given.pop("node", ""), given)
+    return web.json_response({"problem": problem})
+
+
+async def get_estimate(request: web.Request) -> web.Response:
+    """GET /wan/estimate?model=N&width=W&height=H&length=F: `estimate.from_query`."""
+    return web.json_response(await asyncio.to_thread(estimate.from_query, request.query))
+
+
+QUESTIONS = {"info": get_info, "estimate": get_estimate, "check": get_check, "preview": get_preview}
+
+
+async def answer(request: web.Request) -> web.Response:
+    """Any request under /wan: one of `QUESTIONS`, or status 400, 404 or 405 and {"error": a sentence}."""
+    question = QUESTIONS.get(request.match_info["question"])
+    if question is None:
+        return refuse(404, f"There is no such question: ask one of {', '.join(QUESTIONS)}.")
+    if request.method not in ("GET", "HEAD"):
+        return refuse(405, f"{request.method} is not answered here: ask with GET.", Allow="GET, HEAD")
+    try:
+        return await question(request)
+    except ValueError as error:
+        return refuse(400, str(error))
+
+
+def refuse(status: int, sentence: str, **headers: str) -> web.Response:
+    """The answer to a request that is none."""
+    return web.json_response({"error": sentence}, status=status, headers=headers)
+
+
+def register() -> None:
+    """Adds the routes to the running server; without one there is nothing to do."""
+    instance = server.running()
+    if instance is not None:
+        instance.routes.route("*", "/wan/{question:.*}")(answer)

@@ -1,0 +1,214 @@
+"""CLIP: umT5 on the host's own T5 and tokenizer classes, from any file that holds its encoder."""
+
+import html
+import inspect
+import logging
+import os
+from types import SimpleNamespace
+
+import comfy.sd
+import comfy.text_encoders.sd3_clip
+import comfy.text_encoders.wan
+import comfy.utils
+import folder_paths
+import ftfy
+import torch
+from comfy.text_encoders.spiece_tokenizer import SPieceTokenizer
+
+from ...wan_model import checkpoint
+from ...wan_model.variants import TEXT_LENGTH
+from ...wan_model.weights import layouts
+from ..model import offload, packed
+from . import weights
+
+TOKENS = "umt5xxl"  # the host's name for the tokens of its Wan text encoder, at every size
+END = (1, 1.0)  # umT5's end-of-sentence token and its weight
+TOKENIZER_FILES = ("spiece.model", os.path.join("google", "umt5-xxl", "spiece.model"))  # as the official folder lies
+HOST_NAMES = layouts.inverse(layouts.UMT5_HF)  # the host's T5 has Hugging Face's names
+
+
+def load(path: str) -> comfy.sd.CLIP:
+    """The host's CLIP object around the umT5 encoder of any size in the file `path`.
+
+    The weights keep the file's type. The tokenizer is the one inside the file (`spiece_model`) or one of
+    `TOKENIZER_FILES` beside it. Raises ValueError for a file of another model, one that lacks weights and one without
+    a tokenizer.
+    """
+    clip = _load(path)
+    clip.patcher.cached_patcher_init = (_load_patcher, (path,))  # newer hosts load it again with this
+    return clip
+
+
+def encode_prompt(clip: comfy.sd.CLIP, prompt: str, title: str) -> list:
+    """CONDITIONING of `prompt` as the official pipeline reads it: cleaned, every character literal, 512 tokens at most.
+
+    title: what to call the prompt in a message. Raises ValueError for a CLIP that is not a umT5.
+    """
+    tokens = {} if clip is None else clip.tokenize(clean_prompt(prompt), disable_weights=True)
+    check_kind(TOKENS in tokens)
+    tokens[TOKENS] = [_truncate(clip, row, title) for row in tokens[TOKENS]]
+    return clip.encode_from_tokens_scheduled(tokens)
+
+
+def encode_prompts(clip: comfy.sd.CLIP, prompts: dict[str, str]) -> list[list]:
+    """CONDITIONINGs of `prompts` (by title), as `encode_prompt` gives them; then the encoder leaves the device.
+
+    `clip` remembers the last prompt of each title: only one that has changed is encoded again. Raises as
+    `encode_prompt`.
+    """
+    check_kind(clip is not None)
+    kept = vars(clip).setdefault("wan_prompts", {})
+    for title, prompt in prompts.items():
+        wanted = (prompt, clip.layer_idx, clip.patcher.patches_uuid)
+        if title not in kept or kept[title][0] != wanted:
+            kept[title] = (wanted, encode_prompt(clip, prompt, title))
+    offload.leave_device(clip.patcher)
+    return [[[tokens, dict(entries)] for tokens, entries in kept[title][1]] for title in prompts]
+
+
+def check_kind(umt5: bool) -> None:
+    """Raises ValueError where a CLIP is no umT5."""
+    if not umt5:
+        raise ValueError(
+            "Wan reads the text encoder umT5 and this CLIP is another one: load umT5-XXL in WanTextEncoderLoader, or "
+            "in CLIPLoader with type wan."
+        )
+
+
+def clean_prompt(prompt: str) -> str:
+    """`prompt` as the official tokenizer cleans it (wan/modules/tokenizers.py): broken characters and HTML entities
+    repaired, full-width forms made plain, runs of white space made one space.
+    """
+    text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+    return " ".join(text.split())
+
+
+def host_weights(state: dict) -> dict:
+    """The encoder's weights of `state` under the names of the host's T5; a decoder and other extras are left out."""
+    renamed = {new: state[name] for name, new in layouts.rename(state, HOST_NAMES).items()}
+    return {name: weight for name, weight in renamed.items() if name.startswith(("encoder.", "shared.", "scaled_fp8"))}
+
+
+def infer_config(state: dict, path: str) -> dict:
+    """The sizes of the host's T5 for `state`, in the host's names, read from `path`; its other settings are umT5's own.
+
+    Raises ValueError where `state` is not a whole umT5 encoder.
+    """
+    block = "encoder.block.0.layer.{}.weight"
+    vocabulary = weights.shape(state, "shared.weight", path, 2)[0]
+    heads = weights.shape(state, block.format("0.SelfAttention.relative_attention_bias"), path, 2)[1]
+    config = {
+        "vocab_size": vocabulary,
+        "d_model": weights.shape(state, "encoder.final_layer_norm.weight", path, 1)[0],
+        "d_ff": weights.shape(state, block.format("1.DenseReluDense.wi_0"), path, 2)[0],
+        "d_kv": weights.shape(state, block.format("0.SelfAttention.q"), path, 2)[0] // heads,
+        "num_heads": heads,
+        "num_layers": weights.count_layers(state, "encoder.block."),
+    }
+    weights.check_shapes(state, expected_shapes(config), path)
+    return config
+
+
+def expected_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """Name to shape of every weight of the host's T5 with the sizes `config`."""
+    dim, inner, hidden = config["d_model"], config["d_kv"] * config["num_heads"], config["d_ff"]
+    block = {
+        "layer.0.SelfAttention.q": (inner, dim),
+        "layer.0.SelfAttention.k": (inner, dim),
+        "layer.0.SelfAttention.v": (inner, dim),
+        "layer.0.SelfAttention.o": (dim, inner),
+        "layer.0.SelfAttention.relative_attention_bias": (32, config["num_heads"]),
+        "layer.0.layer_norm": (dim,),
+        "layer.1.DenseReluDense.wi_0": (hidden, dim),
+        "layer.1.DenseReluDense.wi_1": (hidden, dim),
+        "layer.1.DenseReluDense.wo": (dim, hidden),
+        "layer.1.layer_norm": (dim,),
+    }
+    shapes = {"shared.weight": (config["vocab_size"], dim), "encoder.final_layer_norm.weight": (dim,)}
+    for index in range(config["num_layers"]):
+        shapes |= {f"encoder.block.{index}.{name}.weight": shape for name, shape in block.items()}
+    return shapes
+
+
+def _load_patcher(path, disable_dynamic=False):
+    return _load(path, disable_dynamic).patcher
+
+
+def _load(path, disable_dynamic=False):
+    state, metadata = weights.read(path, checkpoint.TEXT_ENCODER, "WanTextEncoderLoader")
+    tokenizer = state.get("spiece_model")
+    state = _host_quantisation(host_weights(state), metadata, path)
+    config = infer_config(state, path)
+    if tokenizer is None:
+        tokenizer = _read_tokenizer(path)
+    _check_tokenizer(tokenizer, config["vocab_size"], path)
+    target = SimpleNamespace(
+        clip=comfy.text_encoders.wan.te(**comfy.text_encoders.sd3_clip.t5_xxl_detect(state)),
+        tokenizer=comfy.text_encoders.wan.WanT5Tokenizer,
+        params={},
+    )
+    arguments = {
+        "embedding_directory": folder_paths.get_folder_paths("embeddings"),
+        "tokenizer_data": {"spiece_model": tokenizer},
+        "parameters": comfy.utils.calculate_parameters(state),
+        "model_options": {f"{TOKENS}_model_config": config},
+        "state_dict": [state],
+        "disable_dynamic": disable_dynamic,
+    }
+    if packed.is_packed(state):  # the dynamic patcher of newer hosts moves no packed bytes
+        arguments["model_options"]["custom_operations"] = packed.PackedOps
+        arguments["disable_dynamic"] = True
+    known = inspect.signature(comfy.sd.CLIP.__init__).parameters
+    clip = comfy.sd.CLIP(target, **{name: value for name, value in arguments.items() if name in known})
+    if "state_dict" not in known:  # 0.3.75 loads the weights in a second step
+        clip.load_sd(state)
+    return clip
+
+
+def _host_quantisation(state, metadata, path):
+    """`state` in the form of quantised weights that this host's operations read."""
+    if hasattr(comfy.utils, "convert_old_quants"):
+        return comfy.utils.convert_old_quants(state, metadata=metadata)[0]
+    if "_quantization_metadata" in metadata or any(name.endswith(".comfy_quant") for name in state):
+        title = os.path.basename(path)
+        raise ValueError(
+            f"'{title}' is quantised in a form that only a newer ComfyUI reads: update it, or choose a file in "
+            "bfloat16 or in the older fp8_scaled form."
+        )
+    return state
+
+
+def _read_tokenizer(path):
+    places = [os.path.join(os.path.dirname(path), name) for name in TOKENIZER_FILES]
+    for place in places:
+        if os.path.isfile(place):
+            with open(place, "rb") as file:
+                return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+    raise ValueError(
+        f"'{os.path.basename(path)}' holds no tokenizer and there is none at {' or '.join(places)}: put there "
+        "spiece.model of the Hugging Face repository google/umt5-xxl."
+    )
+
+
+def _check_tokenizer(tokenizer, vocabulary, path):
+    title = os.path.basename(path)
+    try:
+        pieces = len(SPieceTokenizer(tokenizer).get_vocab())
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"The tokenizer of '{title}' is damaged ({error}): download the file again.") from error
+    if pieces > vocabulary:
+        raise ValueError(
+            f"The tokenizer of '{title}' has {pieces} pieces, the weights {vocabulary}: take both from one source."
+        )
+
+
+def _truncate(clip, row, title):
+    if len(row) <= TEXT_LENGTH:
+        return row
+    lost = clip.tokenizer.untokenize(row[TEXT_LENGTH - 1 : -1])
+    text = "".join(piece for _, piece in lost).replace("\u2581", " ").strip()
+    logging.warning(
+        "The %s prompt has %d tokens and Wan reads %d: the last part is left out, from '%s' on.",
+        title, len(row), TEXT_LENGTH, text[:80],
+    )  # fmt: skip
+    return [*row[: TEXT_LENGTH - 1], END]

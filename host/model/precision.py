@@ -1,0 +1,109 @@
+"""What the weights of a MODEL are stored in and computed in, through the host's own operations."""
+
+import comfy.model_management
+import comfy.ops
+import comfy.quant_ops
+import comfy.utils
+import torch
+
+from ...wan_model.dit.model import FLOAT32_NAMES
+from ...wan_model.weights import quantisation
+from . import packed
+
+FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FP8 = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e4m3fn_fast": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+CHOICES = ("auto", *FLOATS, *FP8)
+
+
+def configure(model_config, state_dict: dict, choice: str) -> dict:
+    """Tells the host's `model_config` what the weights `state_dict` are; returns them as its operations load them.
+
+    choice: one of `CHOICES`. "auto" lets the host choose from the file's type and the device. Quantised layers stay as
+    they are and a float type is what they are computed in; a plain file is converted, to fp8 but for small and
+    sensitive weights, and "fast" multiplies in fp8 where the device can.
+    Raises ValueError for an fp8 choice on a quantised file and for a form of quantisation that this host cannot read.
+    """
+    state_dict = quantisation.unscale(state_dict, FLOAT32_NAMES)
+    layers = quantisation.marked_layers(state_dict)
+    is_packed = packed.is_packed(state_dict)
+    weights, compute = dtypes(model_config, state_dict, choice, bool(layers) or is_packed)
+    if not layers and not is_packed:
+        model_config.set_inference_dtype(weights, compute)
+        if choice.endswith("_fast"):
+            model_config.optimizations = {**model_config.optimizations, "fp8": True}
+        return state_dict
+    if choice in FP8:
+        raise ValueError(f"The file is quantised already and cannot become {choice}: choose auto as weight_dtype.")
+    model_config.set_inference_dtype(compute, compute)
+    if is_packed:
+        model_config.custom_operations = packed.PackedOps
+        return state_dict
+    return _mark(model_config, layers, state_dict)
+
+
+def dtypes(
+    model_config, state_dict: dict, choice: str, quantised: bool
+) -> tuple[torch.dtype | None, torch.dtype | None]:
+    """What `choice` makes of the weights, None where they stay as they are, and what they are cast to, None for not.
+
+    model_config: the host's, or its class. state_dict may hold meta tensors.
+    """
+    device = comfy.model_management.get_torch_device()
+    supported = sorted(model_config.supported_inference_dtypes, key=lambda dtype: dtype != torch.bfloat16)  # Wan's own
+    if quantised:
+        return None, FLOATS.get(choice) or comfy.model_management.unet_manual_cast(None, device, supported)
+    weights = FLOATS.get(choice) or FP8.get(choice) or _file_dtype(state_dict, supported)
+    return weights, comfy.model_management.unet_manual_cast(weights, device, supported)
+
+
+def stored(state_dict: dict, weights: torch.dtype, compute: torch.dtype | None) -> dict[str, torch.dtype]:
+    """What each weight of a plain file is stored in; arguments as `dtypes` gives them.
+
+    Where weights are fp8 only those of linear layers are, the others are in `compute`.
+    """
+
+    def of(name: str, tensor: torch.Tensor) -> torch.dtype:
+        if FLOAT32_NAMES.match(name):
+            return torch.float32
+        return compute if weights.itemsize == 1 and tensor.ndim != 2 else weights
+
+    return {name: of(name, tensor) for name, tensor in state_dict.items()}
+
+
+def is_quantised(model_config) -> bool:
+    """Whether `configure` found layers for the host's own operations on quantised weights."""
+    return bool(getattr(model_config, _quantised_field(model_config)))
+
+
+def restore_float32(module: torch.nn.Module, state_dict: dict) -> None:
+    """Gives `module` its float32 weights: the host's quantised layers load those in the type they compute in."""
+    for name, tensor in state_dict.items():
+        if FLOAT32_NAMES.match(name) and tensor.is_floating_point():
+            comfy.utils.set_attr_param(module, name, tensor.float())
+
+
+def _file_dtype(state_dict, supported):
+    """What the host would store a plain file in; of its two half precisions the file's own, if the device has it."""
+    size, own = comfy.utils.calculate_parameters(state_dict), comfy.utils.weight_dtype(state_dict)
+    supported = sorted(supported, key=lambda dtype: dtype != own)
+    return comfy.model_management.unet_dtype(model_params=size, supported_dtypes=supported, weight_dtype=own)
+
+
+def _quantised_field(model_config):
+    """How this host's configurations call their quantised layers; asking the instance for a wrong name gives None."""
+    return "layer_quant_config" if hasattr(type(model_config), "layer_quant_config") else "quant_config"
+
+
+def _mark(model_config, layers, state_dict):
+    """Quantised layers in the form of each host: 0.3.75 wants a table of them, newer ones read the markers."""
+    unknown = {form.get("format") for form in layers.values()} - comfy.quant_ops.QUANT_ALGOS.keys()
+    if unknown:
+        raise ValueError(
+            f"The file is quantised as {', '.join(map(str, unknown))}, this ComfyUI reads "
+            f"{', '.join(comfy.quant_ops.QUANT_ALGOS)}: update ComfyUI, or choose another file."
+        )
+    if _quantised_field(model_config) == "layer_quant_config":
+        model_config.layer_quant_config = layers
+        return {name: tensor for name, tensor in state_dict.items() if not name.endswith(quantisation.MARKER)}
+    model_config.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
+    return state_dict

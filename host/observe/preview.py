@@ -1,0 +1,128 @@
+"""Every latent frame of a clip in small, while it is sampled, for the editor's sampler nodes.
+
+Each step sends the event `EVENT` to the client that queued the run; the pictures stay here until that client fetches
+them (GET /wan/preview). A client that is slow misses steps, one that never asks costs a few small sums.
+"""
+
+import io
+import secrets
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from comfy.patcher_extension import WrappersMP
+from comfy_execution.progress import get_progress_state
+from comfy_execution.utils import get_executing_context
+from einops import rearrange
+from PIL import Image
+
+from ...wan_model import geometry
+from ...wan_model.variants import frame_rate
+from .. import server
+
+EVENT = "wan.preview"
+SIDE = 192  # pixels of a preview frame at most
+FRAMES = 81  # latent frames of one sheet; of a longer clip, so many are picked evenly
+QUALITY = 85  # of the JPEG
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Preview frames (T, h, w, 3), uint8, still on the device that sampled them; `key` names the run."""
+
+    key: str
+    frames: torch.Tensor
+
+    def jpeg(self) -> bytes:
+        """The frames below one another in one picture."""
+        buffer = io.BytesIO()
+        Image.fromarray(self.frames.cpu().flatten(0, 1).numpy()).save(buffer, "JPEG", quality=QUALITY)
+        return buffer.getvalue()
+
+
+LATEST: deque[Sheet] = deque(maxlen=1)  # the host runs one prompt at a time
+
+
+class SamplingPreview:
+    """Wrapper around the samplers of a MODEL that shows what they are at. skip: latent frames before the clip."""
+
+    def __init__(self, skip: int = 0):
+        self.skip = skip
+
+    def __call__(self, executor, model_wrap, sigmas, extra_args, callback, *rest):
+        place = where()
+        if place is None or model_wrap.inner_model.latent_format.latent_rgb_factors is None:
+            return executor(model_wrap, sigmas, extra_args, callback, *rest)
+        run = Run(place, model_wrap.inner_model.latent_format, self.skip)
+
+        def show(step, x0, x, steps):
+            run.show(step, x0, steps)
+            if callback is not None:
+                callback(step, x0, x, steps)
+
+        return executor(model_wrap, sigmas, extra_args, show, *rest)
+
+
+class Run:
+    """One pass of a sampler over the steps of one expert."""
+
+    def __init__(self, place: dict[str, str], latent_format, skip: int):
+        self.place, self.latent_format, self.skip = place, latent_format, skip
+        self.key = secrets.token_urlsafe(16)
+        self.start, self.done = time.monotonic(), 0
+
+    def show(self, step: int, x0: torch.Tensor, steps: int) -> None:
+        """Sends step `step` (from 0) of `steps` with what the clip looks like: x0 (B, C, T, h, w) in model space."""
+        self.done += 1
+        seconds = (time.monotonic() - self.start) / self.done
+        frames = small_frames(x0[0, :, self.skip :], self.latent_format)
+        LATEST.append(Sheet(self.key, frames))
+        seconds_of_clip = geometry.video_frames(x0.shape[2] - self.skip) / frame_rate(x0.shape[1])
+        data = {
+            **self.place,
+            "step": step + 1,
+            "steps": steps,
+            "seconds_per_step": seconds,
+            "seconds_left": seconds * (steps - step - 1),
+            "frames": frames.shape[0],
+            "fps": frames.shape[0] / seconds_of_clip,
+            "picture": f"/wan/preview?key={self.key}&step={step + 1}",
+        }
+        instance = server.running()
+        instance.send_sync(EVENT, data, instance.client_id)
+
+
+def watch(patcher, skip: int = 0) -> None:
+    """Makes the samplers of the MODEL `patcher` show their clip; skip: latent frames at its start to leave out."""
+    patcher.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, EVENT)
+    patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, EVENT, SamplingPreview(skip))
+
+
+def where() -> dict[str, str] | None:
+    """The node and prompt that are executed now, or None where there is no client to tell."""
+    context = get_executing_context()
+    if context is None or getattr(server.running(), "client_id", None) is None:
+        return None
+    node = get_progress_state().dynprompt.get_display_node_id(context.node_id)
+    return {"node": node, "prompt_id": context.prompt_id}
+
+
+def small_frames(x0: torch.Tensor, latent_format) -> torch.Tensor:
+    """RGB frames (T, h, w, 3), uint8, of a latent clip (C, T, h, w) by the host's linear map of its latents."""
+    wanted = min(x0.shape[1], FRAMES)
+    x0 = x0[:, torch.linspace(0, x0.shape[1] - 1, wanted).round().long().tolist()]
+    pixels = rearrange(x0, "c t h w -> t c h w").float()
+    scale = SIDE / max(pixels.shape[-2:])
+    if scale < 1:
+        pixels = F.interpolate(pixels, scale_factor=scale, mode="area")
+    factors = pixels.new_tensor(latent_format.latent_rgb_factors).T  # (3, C)
+    bias = latent_format.latent_rgb_factors_bias
+    rgb = F.linear(pixels.movedim(1, -1), factors, None if bias is None else pixels.new_tensor(bias))
+    return rgb.add_(1).mul_(127.5).clamp_(0, 255).to(torch.uint8)
+
+
+def sheet(key: str) -> Sheet | None:
+    """The newest sheet of the run `key`; None where another run has begun since."""
+    return next((latest for latest in LATEST if latest.key == key), None)

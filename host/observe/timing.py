@@ -1,0 +1,115 @@
+"""How long forwards took on this machine, kept from run to run for the estimate of the next one."""
+
+import json
+import logging
+import os
+import statistics
+import time
+
+import comfy.model_management
+import folder_paths
+import torch
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+
+from ...wan_model.variants import TEXT_LENGTH, DiTConfig
+from ..model import memory
+
+FILE = "wan_stream_times.json"  # in the host's user folder
+KEPT = 64  # entries of that file, the newest
+KEY = "wan_times"  # of the wrappers
+
+
+def flops(config: DiTConfig, length: int) -> float:
+    """Floating point operations of one forward for `length` tokens of one sample."""
+    dim = config.dim
+    linear = 2 * length * (6 * dim * dim + 2 * dim * config.ffn_dim) + 4 * TEXT_LENGTH * dim * dim
+    scores = 4 * length * (length + TEXT_LENGTH) * dim
+    return (config.layers + len(config.vace_layers)) * (linear + scores)
+
+
+def watch(patcher) -> None:
+    """Has every sampler's runs of the MODEL `patcher` timed."""
+    patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, sample)
+
+
+def sample(executor, model_wrap, sigmas, extra_args, *arguments):
+    """Wrapper around a sampler: times the network's forwards and keeps that once the run is done."""
+    timer = Timer()
+    options = extra_args["model_options"]["transformer_options"]  # this run's own
+    add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, timer.forward, options)
+    result = executor(model_wrap, sigmas, extra_args, *arguments)
+    timer.keep(identity_of(model_wrap.inner_model))
+    return result
+
+
+def identity(name: str, dtype: torch.dtype) -> str:
+    """What of a model the speed depends on, beside the device and the number of tokens: its file and compute type."""
+    return f"{name}|{dtype}"
+
+
+def identity_of(model) -> str:
+    """`identity` of a `HostModel`."""
+    return identity(model.source, model.compute_dtype)
+
+
+class Timer:
+    """Seconds of each forward of a run, of one sample; its tokens and device."""
+
+    def __init__(self) -> None:
+        self.seconds, self.length, self.device = [], 0, ""
+
+    def forward(self, executor, x, *arguments, **options):
+        """Wrapper around the network."""
+        start = time.perf_counter()
+        result = executor(x, *arguments, **options)  # which waits for the device when it looks for NaN
+        self.seconds.append((time.perf_counter() - start) / len(x))
+        self.length = memory.tokens((1, *x.shape[1:]))
+        self.device = comfy.model_management.get_torch_device_name(x.device)
+        return result
+
+    def keep(self, identity: str) -> None:
+        """Writes the median time of a sample, without the first call if there were others."""
+        if not self.seconds:
+            return
+        key, entries = _key(self.device, identity, self.length), _read()
+        entries.pop(key, None)  # the newest stand last
+        entries[key] = {"length": self.length, "seconds": statistics.median(self.seconds[1:] or self.seconds)}
+        try:
+            os.makedirs(folder_paths.get_user_directory(), exist_ok=True)
+            with open(_path(), "w", encoding="utf-8") as file:
+                json.dump(dict(list(entries.items())[-KEPT:]), file)
+        except OSError as error:
+            logging.warning("The time of this run could not be kept for the next estimate: %s", error)
+
+
+def expected(config: DiTConfig, identity: str, device: str, length: int) -> tuple[float | None, str]:
+    """Seconds of a forward for a sample of `length` tokens, and where they were measured: "this size", "another size".
+
+    Another size is scaled by the work. None and "" where nothing was measured. device: the host's name for it.
+    """
+    entries = _read()
+    same = entries.get(_key(device, identity, length))
+    if same is not None:
+        return same["seconds"], "this size"
+    others = [entry for key, entry in entries.items() if key.startswith(_key(device, identity, ""))]
+    if not others:
+        return None, ""
+    nearest = min(others, key=lambda entry: abs(entry["length"] - length))
+    return nearest["seconds"] * flops(config, length) / flops(config, nearest["length"]), "another size"
+
+
+def _key(device: str, identity: str, length: int | str) -> str:
+    return f"{device}|{identity}|{length}"
+
+
+def _path() -> str:
+    return os.path.join(folder_paths.get_user_directory(), FILE)
+
+
+def _read() -> dict[str, dict]:
+    try:
+        with open(_path(), encoding="utf-8") as file:
+            found = json.load(file)
+        return {key: {"length": int(e["length"]), "seconds": float(e["seconds"])} for key, e in found.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # none yet, or not as `keep` writes it
+        return {}

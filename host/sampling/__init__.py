@@ -1,0 +1,1 @@
+"""Solvers, guidance and step caches inside the host's sampling."""

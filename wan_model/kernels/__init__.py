@@ -1,0 +1,1 @@
+"""Triton kernels, and where they can be used."""

@@ -1,0 +1,1 @@
+"""Weights files: headers, layouts, GGUF, quantisation, tokenizers and LoRA names."""
