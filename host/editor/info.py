@@ -3,8 +3,6 @@
 import os
 
 from ...wan_model import checkpoint
-from ...wan_model.dit.model import dit_config
-from ...wan_model.vae import vae_config
 from ...wan_model.variants import PATCH, frame_rate
 from ...wan_model.weights.lora import SIZES
 from .. import files
@@ -43,7 +41,7 @@ def describe(folder: str, name: str) -> dict[str, object]:
         "parameters": sum(by_type.values()),
     }
     if found.variant in checkpoint.DIT:
-        config = dit_config(found.tensors)
+        config = found.config
         info |= {
             "channels": config.out_dim,
             "size": SIZES.get(config.dim, f"width {config.dim}"),
@@ -52,7 +50,7 @@ def describe(folder: str, name: str) -> dict[str, object]:
             "clip_vision": CLIP_VISION.get(found.variant),
         }
     if found.variant in checkpoint.VAE:
-        config = vae_config(found.tensors)
+        config = found.config
         info |= {
             "channels": config.latent_channels,
             "side_step": PATCH[1] * config.stride,

@@ -16,6 +16,7 @@ import torch
 
 from ...wan_model import checkpoint
 from ...wan_model.dit.model import dit_config
+from ...wan_model.variants import DiTConfig
 from ...wan_model.weights import ggml
 from ..observe import preview, timing
 from . import attention as host_attention
@@ -109,10 +110,13 @@ def load(
     attention: one of `attention.CHOICES`. compile_blocks: as `compiled.compile_blocks`. disable_dynamic: as in `build`.
     Raises ValueError for a file that holds no Wan DiT, for blocks of another size, and as `precision.configure`.
     """
-    state_dict, _, _ = checkpoint.load(path)
+    state_dict, found = checkpoint.load_model(path)
+    config = found.config
     if vace_path is not None:
         state_dict |= checkpoint.load(vace_path)[0]
-    patcher = build(state_dict, dtype, disable_dynamic or compile_blocks)  # a compiled block's weights stay put
+        config = dit_config(state_dict)
+    # A compiled block's weights stay put.
+    patcher = build(state_dict, dtype, disable_dynamic or compile_blocks, config)
     patcher.model.source = os.path.basename(path)
     patcher.model.mapped = offload.names(patcher.model.diffusion_model, state_dict, "diffusion_model.")
     preview.watch(patcher)
@@ -125,12 +129,15 @@ def load(
     return patcher
 
 
-def build(state_dict: dict, dtype: str = "auto", disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+def build(
+    state_dict: dict, dtype: str = "auto", disable_dynamic: bool = False, config: DiTConfig | None = None
+) -> comfy.model_patcher.ModelPatcher:
     """The MODEL of weights as `checkpoint.load` gives them; arguments and errors as in `load`.
 
-    disable_dynamic: never the patcher of newer hosts that brings each weight to the device when it is used.
+    disable_dynamic: never the patcher of newer hosts that brings each weight to the device when it is used. config: of
+    these weights, where it is known already.
     """
-    config = dit_config(state_dict)
+    config = config or dit_config(state_dict)
     model_class, host_config = CLASSES[config.variant]
     model_config = host_config(host_sizes(config))
     state_dict = precision.configure(model_config, state_dict, dtype)

@@ -12,9 +12,38 @@ import torch
 from torch import Tensor
 
 FP8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
+INTEGERS = {torch.int8: "int8", torch.uint8: "4-bit or other packed", torch.int32: "packed 32-bit"}
 OLD_NAMES = {".scale_weight": ".weight_scale", ".scale_input": ".input_scale"}
 MARKER = ".comfy_quant"
 PACKED_MARKER = ".ggml_type"  # this pack's own: beside a `X.weight` of GGUF bytes, the number of their format
+
+# What stands beside a quantised `X.weight`.
+COMPANION = re.compile(
+    r"\.(weight_scale(_2)?|weight_s_rel|weight_s_channel|weight_codebook|input_scale|pre_quant_scale|scale_weight"
+    r"|scale_input|comfy_quant)$"
+)
+
+
+def quantisation(tensors: Mapping[str, Tensor], layers: Mapping[str, dict]) -> str | None:
+    """How the weights of a model are stored, None for plain floats. layers: the forms that the file marks."""
+    if layers or any(name.endswith(MARKER) for name in tensors):
+        return "comfy_quant"
+    if "scaled_fp8" in tensors or any(name.endswith((".scale_weight", ".weight_scale")) for name in tensors):
+        return "fp8_scaled"
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    return next((name.replace("float8", "fp8") for dtype, name in FP8.items() if dtype in dtypes), None)
+
+
+def check_marked(tensors: Mapping[str, Tensor], layers: Mapping[str, dict]) -> None:
+    """Raise ValueError for integer weights without a mark: nothing says what they stand for."""
+    for name, tensor in tensors.items():
+        layer = name.removesuffix(".weight")
+        marked = layer == name or layer in layers or layer + MARKER in tensors
+        if tensor.dtype in INTEGERS and not marked:
+            raise ValueError(
+                f"its weights are {INTEGERS[tensor.dtype]} numbers without a mark of their format (comfy_quant), so "
+                "nothing says what they stand for: choose a file that is quantised for ComfyUI, a GGUF or a plain one."
+            )
 
 
 def header_layers(metadata: Mapping[str, str]) -> dict[str, dict]:
