@@ -40,17 +40,6 @@ def inside(wrapper, weights):
 
 
 PREFIXES = ("net.", "student.", "generator.", "ema.", "model.", "module.net.", "pipe.dit.", "transformer.", "x.")
-    "net.",
-    "student.",
-    "generator.",
-    "ema.",
-    "model.",
-    "module.net.",
-    "dit.",
-    "pipe.dit.",
-    "transformer.",
-    "_x.",
-)
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
