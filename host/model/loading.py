@@ -64,6 +64,11 @@ class HostModel:
             shapes["vace_context"] = [1, len(kwargs.get("vace_frames") or [None])]  # an empty one where none is given
         return shapes
 
+    def state_dict_for_saving(self, *arguments, **options):
+        """What the host writes to a file: `packed.with_values`."""
+        saved = super().state_dict_for_saving(*arguments, **options)
+        return packed.with_values(self.diffusion_model, saved, self.compute_dtype)
+
     def memory_required(self, input_shape, cond_shapes=None):
         """Bytes to keep free for latents of `input_shape` (B, C, F, H, W): `memory.needed`."""
         shapes = cond_shapes or {}
@@ -182,9 +187,10 @@ def make_patcher(model, device, offload_device, disable_dynamic: bool = False) -
     patcher_class = comfy.model_patcher.ModelPatcher
     if not disable_dynamic:
         patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
-    if packed.holds_packed(model):
+    is_plain = patcher_class is comfy.model_patcher.ModelPatcher
+    if packed.holds_packed(model) or (is_plain and packed.holds_quantised(model)):
         patcher_class = packed.PackedPatcher
-    elif patcher_class is comfy.model_patcher.ModelPatcher:
+    elif is_plain:
         patcher_class = offload.MappedPatcher
     return patcher_class(model, load_device=device, offload_device=offload_device)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 FP8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
+FP8_FORMATS = frozenset(FP8.values())
 INTEGERS = {torch.int8: "int8", torch.uint8: "4-bit or other packed", torch.int32: "packed 32-bit"}
 OLD_NAMES = {".scale_weight": ".weight_scale", ".scale_input": ".input_scale"}
 MARKER = ".comfy_quant"
@@ -61,7 +62,10 @@ def header_layers(metadata: Mapping[str, str]) -> dict[str, dict]:
 
 
 def mark_layers(state_dict: Mapping[str, Tensor], layers: Mapping[str, dict]) -> dict[str, Tensor]:
-    """`state_dict` in the current form. layers: those that the header lists, by official name."""
+    """`state_dict` in the current form. layers: those that the file marks, by official name.
+
+    The scale of a layer that is stored in plain floats is multiplied in.
+    """
     whole = state_dict.get("scaled_fp8")  # the old form's mark of the whole file; two values: multiply in float
     common = {"full_precision_matrix_mult": True} if whole is not None and whole.numel() == 2 else {}
     marked = {}
@@ -70,11 +74,15 @@ def mark_layers(state_dict: Mapping[str, Tensor], layers: Mapping[str, dict]) ->
         if name == "scaled_fp8" or (suffix == ".scale_input" and tensor.numel() == 1 and tensor.item() == 1):
             continue
         marked[name.removesuffix(suffix) + OLD_NAMES[suffix] if suffix else name] = tensor
-    for name in list(marked):
-        layer = name.removesuffix(".weight_scale")
+    for layer in [name.removesuffix(".weight_scale") for name in marked if name.endswith(".weight_scale")]:
         weight = marked.get(layer + ".weight")
-        if layer != name and layer not in layers and weight is not None and weight.dtype in FP8:
-            marked.setdefault(layer + MARKER, _as_bytes({"format": FP8[weight.dtype], **common}))
+        if weight is None or layer in layers or layer + MARKER in marked:
+            continue
+        if weight.dtype in FP8:
+            marked[layer + MARKER] = _as_bytes({"format": FP8[weight.dtype], **common})
+        else:
+            marked[layer + ".weight"] = (weight * marked.pop(layer + ".weight_scale")).to(weight.dtype)
+            marked.pop(layer + ".input_scale", None)
     for layer, form in layers.items():
         marked.setdefault(layer + MARKER, _as_bytes(form))
     return marked
@@ -83,18 +91,16 @@ def mark_layers(state_dict: Mapping[str, Tensor], layers: Mapping[str, dict]) ->
 def unscale(state_dict: Mapping[str, Tensor], names: re.Pattern) -> dict[str, Tensor]:
     """`state_dict` with the scaled fp8 weights of the layers that match `names` as float32, unmarked."""
     extras = (".weight_scale", ".input_scale", MARKER)
-    layers = {
-        name.removesuffix(".weight_scale")
-        for name in state_dict
-        if name.endswith(".weight_scale") and names.match(name) and state_dict[name[: -len("_scale")]].dtype in FP8
-    }
+    forms = marked_layers({name: tensor for name, tensor in state_dict.items() if names.match(name)})
+    layers = {layer for layer, form in forms.items() if form.get("format") in FP8_FORMATS}
     unscaled = {}
     for name, tensor in state_dict.items():
         layer, _, last = name.rpartition(".")
         if layer not in layers:
             unscaled[name] = tensor
         elif last == "weight":
-            unscaled[name] = tensor.float() * state_dict[name + "_scale"].float()
+            scale = state_dict.get(name + "_scale")
+            unscaled[name] = tensor.float() if scale is None else tensor.float() * scale.float()
         elif "." + last not in extras:
             unscaled[name] = tensor
     return unscaled
