@@ -16,7 +16,7 @@ from ...wan_model import checkpoint, geometry
 from ...wan_model.dit.config import DiTConfig
 from ...wan_model.dit.cost import Shapes, clip_tokens, forward_bytes, largest_weight
 from ...wan_model.dit.model import dit_config
-from ...wan_model.vae import fit_decode, plan_decode, vae_config
+from ...wan_model.vae import fit_decode, plan_decode
 from .. import files
 from ..model import memory, precision
 from ..model.classes import HostModel, config_class
@@ -73,18 +73,18 @@ def part_of_file(name: str, weight_dtype: str = "auto", vace_name: str | None = 
         raise ValueError(f"There is no weight_dtype '{weight_dtype[:40]}': choose {', '.join(precision.CHOICES)}.")
     path = files.path(FOLDER, name)
     found = checkpoint.expect(path, checkpoint.DIT, "WanModelLoader")
-    paths, tensors = checkpoint.parts(path), dict(found.tensors)
+    paths, tensors, config = checkpoint.parts(path), dict(found.tensors), found.config
     if vace_name is not None:
         module = files.path(FOLDER, vace_name)
         tensors |= checkpoint.expect(module, checkpoint.VACE_MODULE, "vace_name of WanModelLoader").tensors
-        paths = [*paths, *checkpoint.parts(module)]
+        paths, config = [*paths, *checkpoint.parts(module)], dit_config(tensors)
     weights, compute = precision.dtypes(config_class(found.variant), tensors, weight_dtype, bool(found.quantisation))
     if weights is None:  # as it is in the files
         size = sum(map(os.path.getsize, paths))
     else:
         stored = precision.stored(tensors, weights, compute)
         size = sum(tensor.numel() * stored[key].itemsize for key, tensor in tensors.items())
-    return Part(os.path.basename(name), dit_config(tensors), size, compute or weights)
+    return Part(os.path.basename(name), config, size, compute or weights)
 
 
 def part_of_model(model) -> Part | None:
@@ -155,7 +155,7 @@ def decoding(name: str, shape: Sequence[int], place: Place) -> dict:
     Raises ValueError for a name that is not in that folder, a file that holds no Wan VAE, and one of other latents.
     """
     found = checkpoint.expect(files.path("vae", name), checkpoint.VAE, "WanVAELoader")
-    config, (dtype, encode_dtype) = vae_config(found.tensors), host_vae.choose_dtypes()
+    config, (dtype, encode_dtype) = found.config, host_vae.choose_dtypes()
     host_vae.check_channels(config.latent_channels, shape[1])
     weights = sum(
         tensor.numel() * (encode_dtype if key.startswith(("encoder.", "conv1.")) else dtype).itemsize

@@ -7,8 +7,7 @@ from functools import partial
 
 from ...wan_model import checkpoint
 from ...wan_model.dit.config import DiTConfig
-from ...wan_model.dit.model import WanDiT, dit_config
-from ...wan_model.vae import vae_config
+from ...wan_model.dit.model import WanDiT
 from .. import files
 from ..clips import conditioning, vace
 from ..encoders import clip
@@ -58,13 +57,13 @@ def read_dit(name: str) -> Dit:
     """A file of diffusion models; raises ValueError for one that holds no Wan model."""
     path = files.path("diffusion_models", name)
     found = checkpoint.expect(path, checkpoint.DIT, "WanModelLoader")
-    return Dit(os.path.basename(path), dit_config(found.tensors))
+    return Dit(os.path.basename(path), found.config)
 
 
 def read_channels(name: str) -> int:
     """Latent channels of a VAE file; raises ValueError for one that holds no Wan VAE."""
     found = checkpoint.expect(files.path("vae", name), checkpoint.VAE, "WanVAELoader")
-    return vae_config(found.tensors).latent_channels
+    return found.config.latent_channels
 
 
 def read_lora(name: str) -> tuple[str, dict]:

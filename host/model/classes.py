@@ -71,7 +71,7 @@ def configuration(config: DiTConfig):
     host_class = config_class(config.variant)
     sizes = {
         "image_model": "wan2.1",
-        "model_type": host_class.unet_config["model_type"],
+        "model_type": config.facts.host.type,
         "dim": config.dim,
         "ffn_dim": config.ffn_dim,
         "num_heads": config.heads,

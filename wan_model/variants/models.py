@@ -30,12 +30,13 @@ class Sampling:
 class Host:
     """How ComfyUI knows a variant.
 
-    model: class of `comfy.model_base`. config: class of `comfy.supported_models`. image_to_video: the argument that
-    this configuration gives that class.
+    model: class of `comfy.model_base`. config: class of `comfy.supported_models`. type: its model_type. image_to_video:
+    the argument that this configuration gives the model class.
     """
 
     model: str = "WAN21"
     config: str = "WAN21_T2V"
+    type: str = "t2v"
     image_to_video: bool = False
 
 
@@ -66,7 +67,7 @@ class Variant:
         return self.in_dim > self.family.channels
 
 
-I2V = Host(config="WAN21_I2V", image_to_video=True)
+I2V = Host(config="WAN21_I2V", type="i2v", image_to_video=True)
 VARIANTS = {
     "t2v": Variant(
         "text to video",
@@ -90,7 +91,7 @@ VARIANTS = {
     "vace": Variant(
         "VACE",
         parts=frozenset({"vace"}),
-        host=Host("WAN21_Vace", "WAN21_Vace"),
+        host=Host("WAN21_Vace", "WAN21_Vace", "vace"),
         sampling=Sampling(shift=16.0),
         experts=Sampling(shift=12.0, steps=40, guidance=4.0, boundary=0.875, low_noise_guidance=3.0),
     ),
