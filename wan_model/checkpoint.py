@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .dit.model import dit_config
+from .messages import Message
 from .vae import vae_config
 from .weights import ggml
 from .weights.gguf import read_gguf, read_gguf_header
@@ -187,8 +188,12 @@ def expect(path: str | PathLike, kinds: tuple[str, ...], node: str) -> Inspectio
     found = inspect(path)
     if found.variant not in kinds:
         raise CheckpointError(
-            f"{Path(path).name} holds {found.holds}, not {KINDS[kinds]}: choose {KINDS[kinds]} in {node}."
-        )
+            Message(
+                "other_kind",
+                "{file} holds {holds}, not {wanted}: choose {wanted} in {node}.",
+                file=Path(path).name, holds=found.holds, wanted=KINDS[kinds], node=node,
+            )
+        )  # fmt: skip
     return found
 
 

@@ -7,6 +7,7 @@ import comfy.latent_formats
 import torch
 from einops import rearrange
 
+from ...wan_model.messages import Message
 from ..messages import latents
 from . import images
 from .conditioning import Clip
@@ -18,7 +19,12 @@ def check_vae(channels: int) -> None:
     """Raises ValueError where a VAE that makes latents of `channels` channels is not that of the VACE models."""
     if channels != 16:
         raise ValueError(
-            f"WanVACE works on {latents(16)} and the VAE makes {latents(channels)}: load wan_2.1_vae in WanVAELoader."
+            Message(
+                "vace_vae",
+                "WanVACE works on {wanted} and the VAE makes {made}: load wan_2.1_vae in WanVAELoader.",
+                wanted=latents(16),
+                made=latents(channels),
+            )
         )
 
 

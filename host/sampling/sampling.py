@@ -13,6 +13,7 @@ import latent_preview
 import torch
 
 from ...wan_model import solvers
+from ...wan_model.messages import Message
 from ..editor import estimate
 from ..messages import latents
 from ..model import offload
@@ -132,15 +133,23 @@ def check_pair(high: Expert, low: Expert) -> None:
     """Raises ValueError where `high` and `low`, by their names and channels, are not the two experts of one model."""
     if high.channels != low.channels:
         raise ValueError(
-            f"The experts are no pair: {high.name} takes {high.channels} channels and {low.name} {low.channels} (16 is "
-            "text to video, 36 image to video): load both files of the same model."
-        )
+            Message(
+                "no_pair",
+                "The experts are no pair: {high} takes {high_channels} channels and {low} {low_channels} (16 is text "
+                "to video, 36 image to video): load both files of the same model.",
+                high=high.name, high_channels=high.channels, low=low.name, low_channels=low.channels,
+            )
+        )  # fmt: skip
     for expert, wrong, socket in ((high, "low_noise", "model"), (low, "high_noise", "low_noise_model")):
         if wrong in expert.name:
             raise ValueError(
-                f"{expert.name} is connected to {socket} of WanSampler, where the other expert belongs: connect the "
-                "high-noise file to model and the low-noise file to low_noise_model."
-            )
+                Message(
+                    "other_expert",
+                    "{file} is connected to {socket} of WanSampler, where the other expert belongs: connect the "
+                    "high-noise file to model and the low-noise file to low_noise_model.",
+                    file=expert.name, socket=socket,
+                )
+            )  # fmt: skip
 
 
 def check_latent(model, samples: torch.Tensor) -> None:
@@ -158,9 +167,13 @@ def check_channels(sampled: int, given: int) -> None:
     """Raises ValueError where a model that samples latents of `sampled` channels is given others."""
     if sampled != given:
         raise ValueError(
-            f"The model samples {latents(sampled)} and was given {latents(given)}: connect the VAE of the model's "
-            "family to the node that made the latent."
-        )
+            Message(
+                "sampled_latent",
+                "The model samples {sampled} and was given {given}: connect the VAE of the model's family to the node "
+                "that made the latent.",
+                sampled=latents(sampled), given=latents(given),
+            )
+        )  # fmt: skip
 
 
 def check_conditioning(model, positive) -> None:
