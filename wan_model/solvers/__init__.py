@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from .loops import LOOPS, Noise
-from .schedule import SIGMA_MAX, checked, flow_sigmas, timestep
+from .schedule import SIGMA_MAX, check_sigmas, flow_sigmas, timestep
 
 __all__ = [
     "SAMPLERS",
     "SIGMA_MAX",
     "SOLVERS",
     "Run",
+    "check_sigmas",
     "flow_sigmas",
     "sample_dpmpp",
     "sample_euler",
@@ -114,7 +115,7 @@ class Run:
     """
 
     def __init__(self, solver: str, x: Tensor, sigmas: Sequence[float], noise: Noise | torch.Generator | None = None):
-        self._sigmas = checked(sigmas)
+        self._sigmas = check_sigmas(sigmas)
         self._loop = LOOPS[solver](x.float(), self._sigmas, _noise_source(noise))
         self.done = False
         self.index, self.x, self.sigma = next(self._loop)

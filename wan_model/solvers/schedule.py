@@ -44,7 +44,7 @@ def timestep(sigma, solver: str):
     return (sigma * 1000 + 1e-3) // 1  # float32 must not lose a whole step to rounding
 
 
-def checked(sigmas: Sequence[float]) -> list[float]:
+def check_sigmas(sigmas: Sequence[float]) -> list[float]:
     """Return `sigmas` as floats; raise ValueError unless they are two or more, falling, within [0, 1]."""
     s = [float(sigma) for sigma in sigmas]
     if len(s) < 2:
