@@ -18,7 +18,7 @@ from .. import files
 from ..clips import conditioning, vace
 from ..encoders import clip
 from ..model import lora
-from ..sampling import sampling
+from ..sampling import checks, experts
 from ..vae import vae as host_vae
 
 
@@ -31,7 +31,7 @@ class Dit:
 
     @property
     def channels(self) -> int:
-        """As of `sampling.Expert`."""
+        """As of `experts.Expert`."""
         return self.config.in_dim
 
 
@@ -125,10 +125,10 @@ def check_sampler(model: Dit | None = None, low_noise_model: Dit | None = None, 
     """As WanSampler. vae: channels of the VAE that the latent is for."""
     stages = [stage for stage in (model, low_noise_model) if stage is not None]
     if len(stages) == 2:
-        sampling.check_pair(*stages)
+        experts.check_pair(*stages)
     if vae is not None:
         for stage in stages:
-            sampling.check_channels(stage.config.out_dim, vae)
+            checks.check_channels(stage.config.out_dim, vae)
 
 
 def check_decode(vae: int | None = None, model: Dit | None = None) -> None:

@@ -14,6 +14,7 @@ from ...wan_model.messages import Message
 from ...wan_model.weights import lora as names
 
 SHOWN = 5  # unmatched names that a message spells out
+ATTACHMENT = "wan_loras"  # of a MODEL: the names of the LoRA files on it
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,16 @@ def apply(model, path: str, strength: float) -> tuple[object, Report]:
     for place in groups.keys() - used:
         unmatched += [place + suffix for suffix in groups[place]]
     clone = model.clone()
+    clone.set_attachments(ATTACHMENT, (*names_on(model), title))
     clone.add_patches({key: patch for key, patch in patches.items() if key.endswith((".weight", ".bias"))}, strength)
     for place in used - layers:
         _patch_lone(clone, keys[place], fitting[place][".diff"], strength)
     return clone, Report(title, strength, matched, sorted(unmatched))
+
+
+def names_on(model) -> tuple[str, ...]:
+    """Return the names of the LoRA files that `apply` put on the MODEL `model`."""
+    return model.attachments.get(ATTACHMENT, ())
 
 
 def match(title: str, tensors: Mapping, shapes: Mapping) -> tuple[names.Groups, names.Groups, list[str]]:
