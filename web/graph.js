@@ -70,6 +70,18 @@ export function widgetValue(node, name) {
     return node.widgets?.find((widget) => widget.name === name)?.value
 }
 
+/** Sets widgets of `node` ({name: value}) as a hand would, in one change that can be undone. */
+export function setWidgets(node, values) {
+    app.canvas.emitBeforeChange()
+    for (const [name, value] of Object.entries(values)) {
+        const widget = node.widgets.find((found) => found.name === name)
+        widget.value = value
+        widget.callback?.(value)
+    }
+    app.canvas.emitAfterChange()
+    node.graph.setDirtyCanvas(true, true)
+}
+
 function origin(graph, id) {
     const link = graph.getLink(id)
     if (!link) return null

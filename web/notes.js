@@ -4,6 +4,7 @@ import { factsOf } from "./facts.js"
 import { allNodes } from "./graph.js"
 import { kindOf } from "./nodes.js"
 import { addPanel } from "./panel.js"
+import { offer, suggestionFor } from "./presets.js"
 import { problemsOf } from "./problems.js"
 import { SizeMenu } from "./sizes.js"
 
@@ -57,10 +58,14 @@ class Note {
 
     async update() {
         const turn = ++this.turn
-        const [facts, problems] = await Promise.all([factsOf(this.node), problemsOf(this.node), this.menu?.update()])
+        const suggestion = kindOf(this.node).note === "run" ? suggestionFor(this.node) : null
+        const asked = [factsOf(this.node), problemsOf(this.node), suggestion, this.menu?.update()]
+        const [facts, problems, suggested] = await Promise.all(asked)
         if (turn !== this.turn) return // the graph has changed since
-        this.text.replaceChildren(...facts.map((text) => line("fact", text)), ...problems.map(problemLine))
-        this.panel.show(Boolean(this.menu || facts.length || problems.length))
+        const lines = [...facts.map((text) => line("fact", text)), ...problems.map(problemLine)]
+        if (suggested) lines.push(offer(this.node, suggested))
+        this.text.replaceChildren(...lines)
+        this.panel.show(Boolean(this.menu || lines.length))
     }
 }
 

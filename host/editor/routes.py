@@ -7,7 +7,7 @@ from aiohttp import web
 from ...wan_model.messages import Message
 from .. import server
 from ..observe import preview
-from . import estimate, info, preflight
+from . import estimate, info, preflight, suggestion
 
 
 async def get_info(request: web.Request) -> web.Response:
@@ -36,6 +36,15 @@ async def get_check(request: web.Request) -> web.Response:
     return web.json_response(answer | (found.plain() if isinstance(found, Message) else {}))
 
 
+async def get_preset(request: web.Request) -> web.Response:
+    """GET /wan/preset?name=N&name=M: `suggestion.suggest`, as {"settings": None} or `Message.plain` and `settings`."""
+    found = suggestion.suggest(request.query.getall("name", []))
+    if found is None:
+        return web.json_response({"settings": None})
+    message, settings = found
+    return web.json_response({**message.plain(), "settings": settings})
+
+
 async def get_nodes(request: web.Request) -> web.Response:
     """GET /wan/nodes: `preflight.table`."""
     return web.json_response(preflight.table())
@@ -51,6 +60,7 @@ QUESTIONS = {
     "estimate": get_estimate,
     "check": get_check,
     "nodes": get_nodes,
+    "preset": get_preset,
     "preview": get_preview,
 }
 

@@ -59,7 +59,7 @@ def test_a_bad_request_gets_one_sentence(server, path, status):
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-@pytest.mark.parametrize("question", ["info", "estimate", "check", "nodes", "preview"])
+@pytest.mark.parametrize("question", ["info", "estimate", "check", "nodes", "preset", "preview"])
 def test_other_methods_are_refused(server, method, question):
     answered, kind, body = ask(server, f"/wan/{question}?folder=vae&name=x", method, b"{}")
     assert (answered, kind) == (405, "application/json")
