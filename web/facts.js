@@ -1,6 +1,6 @@
 // What a node tells of its file, its clip or its run.
 
-import { chosenFile, fileOf, infoOf, loaderOf, makerOfLatent } from "./files.js"
+import { chosenFile, fileOf, filesBefore, infoOf, loaderOf, makerOfLatent } from "./files.js"
 import { widgetValue } from "./graph.js"
 import { kindOf } from "./nodes.js"
 import { ask } from "./server.js"
@@ -74,7 +74,8 @@ async function estimate(node) {
     const vae = loaderOf(maker, "vae")
     if ((await infoOf(vae))?.channels === model.channels) given.vae = fileOf(vae)
     for (const name of ["width", "height", "length", "batch_size"]) given[name] = widgetValue(maker, name)
-    for (const name of ["steps", "guidance"]) given[name] = widgetValue(node, name)
+    for (const name of ["steps", "guidance", "preset"]) given[name] = widgetValue(node, name)
+    given.names = filesBefore(node).join("\n")
     return Object.values(given).includes(undefined) ? null : ask("estimate", given)
 }
 

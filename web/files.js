@@ -1,6 +1,6 @@
 // The model files that a graph names, and what the server says of them.
 
-import { hasInput, upstream, widgetValue } from "./graph.js"
+import { allUpstream, hasInput, upstream, widgetValue } from "./graph.js"
 import { kindOf } from "./nodes.js"
 import { ask } from "./server.js"
 
@@ -45,6 +45,13 @@ export function makerOfLatent(node, name) {
 export function modelOfLatent(node, name) {
     const sampler = upstream(node, name, (found) => hasInput(found, "model"))
     return sampler && loaderOf(sampler, "model")
+}
+
+/** The names of the models and LoRAs up the wires of the models of the sampler `node`. */
+export function filesBefore(node) {
+    const found = ["model", "low_noise_model"].flatMap((input) => allUpstream(node, input))
+    const names = found.flatMap((loader) => [fileOf(loader), ...lorasOf(loader)])
+    return [...new Set(names.filter(Boolean))]
 }
 
 /** What the server says of the file of the loader `node`; null where it is no part of Wan. */

@@ -1,11 +1,10 @@
 // One click to the settings that the distilled files of a run were made for.
 
-import { fileOf, lorasOf } from "./files.js"
-import { allUpstream, setWidgets, widgetValue } from "./graph.js"
+import { filesBefore } from "./files.js"
+import { setWidgets, widgetValue } from "./graph.js"
 import { ask } from "./server.js"
 import { say, word } from "./text.js"
 
-const MODELS = ["model", "low_noise_model"] // inputs of a sampler
 const NO_PRESET = "none"
 
 /**
@@ -14,9 +13,9 @@ const NO_PRESET = "none"
  */
 export async function suggestionFor(node) {
     if ((widgetValue(node, "preset") ?? NO_PRESET) !== NO_PRESET) return null
-    const names = new Set(MODELS.flatMap((input) => allUpstream(node, input)).flatMap(namesOf))
-    if (!names.size) return null
-    const found = await ask("preset", [...names].map((name) => ["name", name]))
+    const names = filesBefore(node)
+    if (!names.length) return null
+    const found = await ask("preset", names.map((name) => ["name", name]))
     const differs = ([widget, value]) => widgetValue(node, widget) !== value
     return found?.settings && Object.entries(found.settings).some(differs) ? found : null
 }
@@ -35,8 +34,4 @@ export function offer(node, suggestion) {
     button.addEventListener("click", () => setWidgets(node, suggestion.settings))
     element.append(button)
     return element
-}
-
-function namesOf(node) {
-    return [fileOf(node), ...lorasOf(node)].filter(Boolean)
 }
