@@ -182,7 +182,7 @@ def test_a_solver_of_its_own_order_reaches_second_order_from_two_predictions_a_s
 
 
 def test_res_multistep_is_its_formula():
-    """x' = e^-h x + h (b1 D + b2 D_old) with b2 = phi_2(-h) / c2, b1 = phi_1(-h) - b2 (arXiv 2308.02157), Euler at ends."""
+    """x' = e^-h x + h (b1 D + b2 D_old), b2 = phi_2(-h) / c2, b1 = phi_1(-h) - b2; else Euler's step."""
     x, sigmas, old = golden("unipc", 8, 5.0)["in.noise"].double(), flow_sigmas(8, 5.0, "res_multistep"), None
     expected = x
     for i, (now, after) in enumerate(pairwise(sigmas.double().tolist())):
