@@ -128,7 +128,7 @@ class WanSampler(io.ComfyNode):
                     "solver",
                     options=list(solvers.SAMPLERS),
                     default="unipc",
-                    tooltip="unipc and dpmpp are the official second-order solvers, res_multistep is another. euler and "
+                    tooltip="unipc and dpmpp are the official second-order solvers, res_multistep too. euler and "
                     "lcm, which draws new noise in every step, suit models distilled to few steps.",
                 ),
                 io.Int.Input(
