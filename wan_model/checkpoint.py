@@ -15,6 +15,7 @@ from torch import Tensor
 from .dit.config import DiTConfig
 from .dit.model import dit_shapes
 from .dit.parts import PARTS
+from .messages import Message
 from .vae import make_vae, vae_config
 from .variants import VARIANTS, VAEConfig
 from .weights import ggml, marks, wrappings
@@ -251,8 +252,12 @@ def expect(path: str | PathLike, kinds: tuple[str, ...], node: str) -> Inspectio
         raise CheckpointError(_elsewhere(path, found))
     if found.variant not in kinds:
         raise CheckpointError(
-            f"{Path(path).name} holds {found.holds}, not {KINDS[kinds]}: choose {KINDS[kinds]} in {node}."
-        )
+            Message(
+                "other_kind",
+                "{file} holds {holds}, not {wanted}: choose {wanted} in {node}.",
+                file=Path(path).name, holds=found.holds, wanted=KINDS[kinds], node=node,
+            )
+        )  # fmt: skip
     return found
 
 

@@ -7,6 +7,7 @@ own Wan nodes, samplers, LoRA loader and offloading work on our model as on its 
 import functools
 import logging
 
+import comfy.conds
 import comfy.model_base
 import comfy.supported_models
 import torch
@@ -49,6 +50,8 @@ class HostModel:
         conds = super().extra_conds(**kwargs)
         if "clip_fea" not in self.reads and conds.pop("clip_fea", None) is not None:
             logging.warning("%s reads no CLIP vision: what WanClipVision gave is ignored.", self.source)
+        if "context_latents" in self.reads and (sources := kwargs.get("context_latents")) is not None:
+            conds["context_latents"] = comfy.conds.CONDList([self.process_latent_in(source) for source in sources])
         return conds
 
     def extra_conds_shapes(self, **kwargs):

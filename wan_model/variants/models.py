@@ -46,8 +46,8 @@ class Variant:
 
     title: for a sentence. in_dim: channels into the patch embedding. parts: names of the parts (`dit.parts`) that every
     checkpoint of it has; optional: those that some have; streams: parts without weights. mark: the entry of the file
-    header's transformer config that tells it from a variant with the same weights. experts: sampling as a pair of
-    experts, for a variant whose checkpoints may also be such a pair.
+    header's transformer config that tells it from a variant with the same weights. sampling: of a model that comes
+    alone; experts: of a pair of experts, for a variant whose checkpoints may be one.
     """
 
     title: str
@@ -99,7 +99,7 @@ VARIANTS = {
         "image to video, A14B",
         in_dim=36,
         host=I2V,
-        sampling=Sampling(shift=5.0, steps=40, guidance=3.5, boundary=0.900, low_noise_guidance=3.5),
+        experts=Sampling(shift=5.0, steps=40, guidance=3.5, boundary=0.900, low_noise_guidance=3.5),
     ),
     "ti2v": Variant(
         "text and image to video, 5B",
