@@ -10,7 +10,6 @@ import torch
 
 LATENT = (1, 16, 3, 8, 10)
 READ_BY_OTHERS = [
-    "context_latents",
     "reference_latents",
     "audio_embed",
     "camera_conditions",
