@@ -52,6 +52,8 @@ class HostModel:
             logging.warning("%s reads no CLIP vision: what WanClipVision gave is ignored.", self.source)
         if "context_latents" in self.reads and (sources := kwargs.get("context_latents")) is not None:
             conds["context_latents"] = comfy.conds.CONDList([self.process_latent_in(source) for source in sources])
+        if "camera" in self.reads and (rays := kwargs.get("camera_conditions")) is not None:
+            conds["camera_conditions"] = comfy.conds.CONDRegular(rays)
         return conds
 
     def extra_conds_shapes(self, **kwargs):

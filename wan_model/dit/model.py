@@ -82,10 +82,11 @@ class WanDiT(nn.Module):
             check_same_size("y", y, x)
             x = torch.cat((x, y), dim=1)
         self._check(x, t, context, given)
-        x = self.pad_to_patch(x)
+        sides, x = tuple(x.shape[3:]), self.pad_to_patch(x)
         draft = Draft(
             given=given,
             x=x,
+            sides=sides,
             t=t.reshape(t.shape[0], -1),
             clip=self.patch_embedding(x),
             context=self.text_embedding(_pad_text(context)),

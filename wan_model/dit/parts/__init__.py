@@ -1,12 +1,16 @@
 """What the members of the Wan family add to the network, one file each."""
 
 from .base import Part
+from .camera import Camera
 from .clip import ClipImages, ClipPositions
 from .frames import Sources, Subjects
 from .reference import Reference
+from .scail import Scail, ScailMasks
 from .vace import Vace
 
-PARTS: dict[str, type[Part]] = {part.name: part for part in (ClipImages, ClipPositions, Reference, Vace)}
+PARTS: dict[str, type[Part]] = {
+    part.name: part for part in (ClipImages, ClipPositions, Reference, Camera, Scail, ScailMasks, Vace)
+}
 """Parts with weights, by name, in the order in which they are built and prepared."""
 
 STREAMS: dict[str, type[Part]] = {part.name: part for part in (Subjects, Sources)}
@@ -15,7 +19,12 @@ STREAMS: dict[str, type[Part]] = {part.name: part for part in (Subjects, Sources
 CONDITIONS = {  # arguments of a forward in words; None for one that only modifies another
     "clip_fea": "CLIP vision features",
     "text_as_image": None,
+    "camera": "camera path",
+    "is_animation": None,
+    "pose_latents": "pose video",
+    "pose_masks": "masks of the pose video",
     "ref_latent": "reference image",
+    "ref_masks": "masks of the reference",
     "subject_latents": "subject latents",
     "context_latents": "context latents",
     "vace_context": "VACE context (it has no VACE blocks)",
