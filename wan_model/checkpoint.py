@@ -20,6 +20,7 @@ from .vae import make_vae, vae_config
 from .variants import VARIANTS, VAEConfig
 from .weights import ggml, marks, wrappings
 from .weights.archive import read_archive
+from .weights.fused import split_fused
 from .weights.gguf import read_gguf, read_gguf_header
 from .weights.header import CheckpointError, corrupt, file_format, read_header
 from .weights.layouts import LAYOUTS, LORA, OTHERS, PREFIXES, RELATIVES, Layout, rename
@@ -134,7 +135,11 @@ def read(path: str | PathLike) -> dict[str, Tensor | ggml.Packed]:
 
 def _open(path: str | PathLike) -> dict[Path, _File]:
     """Read the header of each part of the model `path`."""
-    return {part: _OPENERS[file_format(part)](part) for part in parts(path)}
+    files = {part: _OPENERS[file_format(part)](part) for part in parts(path)}
+    return {
+        part: file._replace(tensors=split_fused(file.tensors), read=lambda read=file.read: split_fused(read()))
+        for part, file in files.items()
+    }
 
 
 def _recognise_files(path: Path, files: Mapping[Path, _File]) -> Inspection:

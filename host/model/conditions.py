@@ -8,9 +8,13 @@ import torch
 from ...wan_model.variants import PATCH
 
 NAMES = {
+    "audio_embed": "audio",
+    "audio_inject_scale": "audio_scale",
     "camera_conditions": "camera",
     "clip_fea": "clip_fea",
+    "clip_fea_ref": "clip_fea_ref",
     "context_latents": "context_latents",
+    "fps": "frame_rate",
     "pose_latents": "pose_latents",
     "ref_mask_flag": "is_animation",
     "ref_mask_latents": "ref_masks",

@@ -24,7 +24,6 @@ EXPECTED = {
     "animate2 with the cache": "refused",
     "humo": "refused",  # then differs: ComfyUI holds zeros in the reference frames
     "humo_1.7B": "refused",
-    "wandancer": "refused",
     "infinitetalk with two speakers": "same",  # then differs: ComfyUI has no mask of the background
     "uni3c": "refused",
     "causal": "refused",

@@ -20,7 +20,7 @@ from .sequence import Draft, Sequence
 
 # The one place that says what is more precise than the rest: these parameters are kept in float32 and what they take
 # part in is computed in float32. Everything else, the residual stream too, is in the dtype of `x`.
-FLOAT32_NAMES = re.compile(r"(time_embedding|time_projection|head)\.|.*\bmodulation$")
+FLOAT32_NAMES = re.compile(r"(time_embedding|time_projection|head|head_global)\.|.*\bmodulation$")
 
 
 class WanDiT(nn.Module):
@@ -131,7 +131,8 @@ class WanDiT(nn.Module):
     def unembed(self, x: Tensor, time: Tensor, sequence: Sequence, draft: Draft) -> Tensor:
         """Return the velocity (B, out_dim, F, H, W) of the clip's tokens among what `run_blocks` returned."""
         x = draft.runtime.gather(x, sequence)
-        patches = self.head(x[:, sequence.clip], time[:, sequence.clip_rows], draft.runtime.chunk)
+        head = draft.head or self.head
+        patches = head(x[:, sequence.clip], time[:, sequence.clip_rows], draft.runtime.chunk)
         f, h, w = draft.grid
         return rearrange(patches, "b (f h w) (p q c) -> b c f (h p) (w q)", f=f, h=h, w=w, p=PATCH[1], q=PATCH[2])
 

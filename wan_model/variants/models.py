@@ -162,6 +162,13 @@ VARIANTS = {
         parts=frozenset({"clip", "scail", "scail_masks"}),
         host=Host("WAN21_SCAIL2", "WAN21_SCAIL2", "scail2"),
     ),
+    "wandancer": Variant(
+        "music to video, WanDancer",
+        in_dim=36,
+        parts=frozenset({"clip", "wandancer"}),
+        optional=frozenset({"reference"}),
+        host=Host("WAN22_WanDancer", "WAN22_WanDancer", "wandancer", image_to_video=True),
+    ),
     "ti2v": Variant(
         "text and image to video, 5B",
         family=WAN22,

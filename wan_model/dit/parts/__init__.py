@@ -7,9 +7,10 @@ from .frames import Sources, Subjects
 from .reference import Reference
 from .scail import Scail, ScailMasks
 from .vace import Vace
+from .wandancer import WanDancer
 
 PARTS: dict[str, type[Part]] = {
-    part.name: part for part in (ClipImages, ClipPositions, Reference, Camera, Scail, ScailMasks, Vace)
+    part.name: part for part in (ClipImages, ClipPositions, Reference, Camera, Scail, ScailMasks, WanDancer, Vace)
 }
 """Parts with weights, by name, in the order in which they are built and prepared."""
 
@@ -20,7 +21,11 @@ CONDITIONS = {  # arguments of a forward in words; None for one that only modifi
     "clip_fea": "CLIP vision features",
     "text_as_image": None,
     "camera": "camera path",
+    "clip_fea_ref": "CLIP vision of a reference picture",
+    "frame_rate": None,
     "is_animation": None,
+    "audio": "sound",
+    "audio_scale": None,
     "pose_latents": "pose video",
     "pose_masks": "masks of the pose video",
     "ref_latent": "reference image",
