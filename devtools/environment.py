@@ -18,11 +18,14 @@ DEV = ROOT / ".dev"
 TORCH = "torch==2.13.0"
 TORCH_COMPANIONS = ["torchvision==0.28.0", "torchaudio==2.11.0"]  # the ones that match TORCH
 FUZZER = "atheris; sys_platform == 'linux' and python_version < '3.14'"  # has no wheels elsewhere
+# The newest: ComfyUI itself asks for the older one of its release, and serves this as well.
+OFFICIAL_TEMPLATES = "comfyui-workflow-templates-json==0.1.123"
 TRITON = "triton>=3.4; sys_platform == 'linux'"  # which no torch without CUDA brings along
 EXTRA_PACKAGES = {  # what a command of dev.py needs besides
     "test": [
         *("pytest>=9", "pytest-timeout", "ruff==0.17.6", "comfy-test==0.4.15", "playwright==1.65.2", "gguf>=0.17"),
         *(FUZZER, TRITON),
+        OFFICIAL_TEMPLATES,
     ],
     "bench": ["diffusers==0.42.1"],  # a peer to compare with
 }
