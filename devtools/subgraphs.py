@@ -14,6 +14,14 @@ class Value:
 
     value: object
 
+    def is_known(self, prompt: dict) -> bool:
+        """Whether the API prompt `prompt` can tell the value."""
+        return True
+
+    def read(self, prompt: dict) -> object:
+        """The value."""
+        return self.value
+
 
 @dataclass(frozen=True)
 class Same:
@@ -21,6 +29,14 @@ class Same:
 
     node: str
     name: str
+
+    def is_known(self, prompt: dict) -> bool:
+        """Whether the API prompt `prompt` has the node and its widget."""
+        return self.name in prompt.get(self.node, {"inputs": {}})["inputs"]
+
+    def read(self, prompt: dict) -> object:
+        """The value that the API prompt `prompt` has for the widget."""
+        return prompt[self.node]["inputs"][self.name]
 
 
 @dataclass
@@ -32,13 +48,12 @@ class Flat:
     given: dict[str, dict[str, Value | Same]] = field(default_factory=dict)
 
     def give(self, prompt: dict) -> None:
-        """Put the given values into the API prompt of these nodes."""
-        for kind in (Value, Same):
-            for node, values in self.given.items():
-                found = {name: value for name, value in values.items() if isinstance(value, kind) and node in prompt}
-                for name, value in found.items():
-                    given = value.value if kind is Value else prompt[value.node]["inputs"][value.name]
-                    prompt[node]["inputs"][name] = given
+        """Put the given values into the API prompt of these nodes, but none of a widget that the prompt lacks."""
+        for kind in (Value, Same):  # a widget's own value may be given as well
+            for node, inputs in self.given.items():
+                for name, value in inputs.items():
+                    if isinstance(value, kind) and node in prompt and value.is_known(prompt):
+                        prompt[node]["inputs"][name] = value.read(prompt)
 
 
 class Scope:
