@@ -1,34 +1,32 @@
 """The official templates that run an open Wan model, as prompts that end at the latents and run in seconds.
 
-They come from the installed package `comfyui-workflow-templates-json`; none is copied into this repository. The clip's
-length and every other setting stay; pictures become small and the steps few.
+They come from the package `comfyui-workflow-templates-json`, which `dev.py test` puts beside those of the environment;
+none is copied into this repository. The clip's length and every other setting stay; pictures become small and the steps
+few.
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
-from devtools import subgraphs, workflow
+from devtools import environment, subgraphs, workflow
 
 import nodes
 from . import cuts
 
-PACKAGE = "comfyui_workflow_templates_json"
+FOLDER = Path(sys.prefix) / environment.TEMPLATES_FOLDER / "comfyui_workflow_templates_json" / "templates"
 FAMILY = ("wan", "humo", "causal_forcing", "chrono_edit_14b")  # what the names of its model files hold
 LOADERS = {"UNETLoader"}
 WIDTH, HEIGHT, STEPS = 64, 96, 4
 SMALL = {"width": WIDTH, "height": HEIGHT, "steps": STEPS, "megapixels": 0.01}
 
 
-def _folder():
-    return resources.files(PACKAGE) / "templates"
-
-
 @cache
 def names() -> dict[str, int]:
     """Template -> usage, most used first, of those that load an open Wan model."""
-    index = json.loads((_folder() / "index.json").read_text(encoding="utf-8"))
+    index = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
     listed = {template["name"]: template.get("usage") or 0 for group in index for template in group["templates"]}
     ours = {name: usage for name, usage in listed.items() if _loads_wan(name)}
     return dict(sorted(ours.items(), key=lambda item: -item[1]))
@@ -36,7 +34,7 @@ def names() -> dict[str, int]:
 
 def read(name: str) -> dict:
     """The workflow of the template `name`, as the editor saves it."""
-    return json.loads((_folder() / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _loads_wan(name: str) -> bool:
