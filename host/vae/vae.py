@@ -15,7 +15,7 @@ import comfy.utils
 import torch
 
 from ...wan_model import checkpoint, geometry
-from ...wan_model.vae import fit_decode, fit_encode, make_vae, plan_decode, plan_encode, vae_config
+from ...wan_model.vae import fit_decode, fit_encode, lay_out, make_vae, plan_decode, plan_encode, vae_config
 from ...wan_model.vae.tiling import MIN_TILE
 from ...wan_model.variants import TIME_STRIDE
 from ..messages import latents
@@ -99,6 +99,7 @@ class HostVAE(comfy.sd.VAE):
         vae.encoder.to(self.encode_dtype)
         vae.conv1.to(self.encode_dtype)  # the encoder's last convolution; conv2 is the decoder's first
         place(vae, state_dict)
+        lay_out(vae)
         return vae.to(comfy.model_management.vae_offload_device())
 
     def vae_output_dtype(self):

@@ -210,6 +210,15 @@ def test_precisions_are_separate(room, path):
     assert vae.encode(torch.rand(5, 32, 32, 3)).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_lie_as_the_activations_do(room, path, alone, dtype):
+    network = room("host.vae.vae").load(path, dtype, dtype).first_stage_model
+    for weights in (network.state_dict(), alone.state_dict()):
+        spatial = [x for x in weights.values() if x.ndim > 3 and x[0, 0].numel() > 1]
+        assert len(spatial) == 62
+        assert all(x.stride(1) == 1 for x in spatial)
+
+
 def test_the_hosts_guard_against_cudnns_memory_holds_here_too(room, path, latent, monkeypatch, relative_error):
     """Since torch 2.9 some cuDNN takes many times the memory for 3-D convolutions in bfloat16: the host knows which."""
     vae, calls = room("host.vae.vae").load(path, "bfloat16"), []

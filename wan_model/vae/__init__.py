@@ -1,6 +1,6 @@
 """The causal VAEs of Wan 2.1 and 2.2 as streams: any length in fixed memory, exact tiles."""
 
-from .model import WanVAE, build_vae, make_vae, vae_config
+from .model import WanVAE, build_vae, lay_out, make_vae, vae_config
 from .plan import fit_decode, fit_encode, plan_decode, plan_encode
 from .stream import Stream
 from .tiling import TilePlan
@@ -12,6 +12,7 @@ __all__ = [
     "build_vae",
     "fit_decode",
     "fit_encode",
+    "lay_out",
     "make_vae",
     "plan_decode",
     "plan_encode",

@@ -151,18 +151,21 @@ def encode_plan(vae: WanVAE, shape: Sequence[int | None], tile: tuple[int, int] 
 
 
 def make_vae(config: VAEConfig, *, ops=torch.nn, dtype=None, device=None) -> WanVAE:
-    """An empty VAE, for inference, whose weights the caller loads."""
+    """Return an empty VAE for inference, whose weights the caller loads."""
     with torch.device(device or "cpu"):
         vae = WanVAE(config, ops)
-    for weight in vae.parameters():
-        weight.data = innermost(weight.data)
+    lay_out(vae)
     return vae.to(dtype=dtype).requires_grad_(False).eval()
 
 
-def innermost(weight: torch.Tensor) -> torch.Tensor:
-    """A convolution's weight with its input channels innermost in memory, as the blocks keep their activations."""
+def lay_out(vae: WanVAE) -> None:
+    """Put the input channels of every convolution weight innermost in memory, where the activations have theirs.
+
+    A backend would otherwise copy the weight in each call. A weight that is loaded later keeps its own layout.
+    """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return weight.contiguous(memory_format=formats.get(weight.ndim, torch.contiguous_format))
+    for weight in vae.parameters():
+        weight.data = weight.data.contiguous(memory_format=formats.get(weight.ndim, torch.contiguous_format))
 
 
 def build_vae(state_dict: dict[str, torch.Tensor], *, ops=torch.nn, dtype=None, device=None) -> WanVAE:
@@ -180,8 +183,8 @@ def build_vae(state_dict: dict[str, torch.Tensor], *, ops=torch.nn, dtype=None, 
         if names:
             listed = ", ".join(sorted(names)[:3])
             raise ValueError(f"This Wan {vae.config.version} VAE file {problem} {len(names)} weights: {listed} ...")
-    weights = {name: innermost(x.to(device=device, dtype=dtype)) for name, x in state_dict.items()}
-    vae.load_state_dict(weights, assign=True)
+    vae.load_state_dict({name: x.to(device=device, dtype=dtype) for name, x in state_dict.items()}, assign=True)
+    lay_out(vae)
     return vae
 
 
