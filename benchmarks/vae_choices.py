@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import bench
-import contenders
 import measure
 import page
 import torch
 from bench import DEVICE, log
 from vae import Case, source, weights
 
-from wan_model.vae import causal, lane
+from wan_model.vae import build_vae, causal, lane
 
 ROUNDS, BUDGET = 7, 30
 CASES = (
@@ -54,7 +53,7 @@ CHOICES = {
 def runs(case: Case) -> dict[str, measure.Run]:
     """What is timed: as it is, then with each choice undone."""
     state = {name: x.to(case.dtype) for name, x in weights(case.config).items()}
-    vae, plain = contenders.ours(case.config, state), contenders.ours(case.config, state)
+    vae, plain = build_vae(state), build_vae(state)
     for weight in plain.parameters():
         weight.data = weight.data.contiguous()
     x = source(case.shape).to(case.dtype)
