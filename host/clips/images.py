@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ...wan_model.variants import TIME_STRIDE
+from ..vae.pixels import USUAL, with_channels
 from ..vae.vae import HostVAE, encode
 
 GREY = 0.5  # of [0, 1]: 0 for the VAE, the official filling of unknown frames
@@ -23,7 +24,7 @@ def check(images: torch.Tensor, title: str, width: int, height: int) -> None:
     different. title: the input for the message, as "start_image of WanConditioning".
     """
     frames, rows, columns, channels = images.shape
-    if frames == 0 or channels not in (1, 3, 4):
+    if frames == 0 or channels not in USUAL:
         raise ValueError(
             f"{title} has {frames} frames of {channels} channels, it takes 1 or more of 1, 3 or 4: connect RGB images."
         )
@@ -38,7 +39,7 @@ def check(images: torch.Tensor, title: str, width: int, height: int) -> None:
 def rgb(images: torch.Tensor, title: str, width: int, height: int) -> torch.Tensor:
     """`images` as RGB (N, H, W, 3) without a copy: grey is repeated, alpha is left out. Raises as `check`."""
     check(images, title, width, height)
-    return images.expand(-1, -1, -1, 3) if images.shape[-1] == 1 else images[..., :3]
+    return with_channels(images, 3)
 
 
 def lost(title: str, images: torch.Tensor | None, width: int, height: int) -> list[str]:
@@ -94,6 +95,7 @@ def encode_pieces(vae, pieces: Iterator[torch.Tensor], frames: int, tile) -> tor
     first = next(pieces)
     pieces = chain([first], pieces)
     if isinstance(vae, HostVAE):
-        return torch.cat(list(vae.encode_chunks(pieces, (1, 3, frames, *first.shape[-2:]), tile)), dim=2)
+        chunks = (with_channels(piece.movedim(1, -1), vae.output_channels).movedim(-1, 1) for piece in pieces)
+        return torch.cat(list(vae.encode_chunks(chunks, (1, 3, frames, *first.shape[-2:]), tile)), dim=2)
     whole = torch.cat(list(pieces), dim=2)  # (1, 3, T, H, W)
     return encode(vae, whole[0].movedim(0, -1), tile)  # (T, H, W, 3)

@@ -22,6 +22,7 @@ from ..messages import latents
 from ..model import memory
 from ..model.loading import make_patcher, place
 from ..model.precision import FLOATS
+from .pixels import with_channels
 
 WORKING_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 AUTO = (0, 0)  # tile: chosen from the free memory
@@ -132,7 +133,7 @@ class HostVAE(comfy.sd.VAE):
         return self.decode(samples, tile=((tile_y or 0) * stride, (tile_x or 0) * stride))
 
     def encode(self, pixel_samples, tile=AUTO):
-        """Images (T, H, W, 3) or (B, T, H, W, 3) in [0, 1] to a latent (B, C, t, h, w); tile as in `decode`.
+        """Images (T, H, W, 1, 3 or 4) or (B, T, H, W, ...) in [0, 1] to a latent (B, C, t, h, w); tile as in `decode`.
 
         Frames beyond the last 4n+1 are left out; sides are cropped about the centre to whole latent pixels.
         """
@@ -145,14 +146,14 @@ class HostVAE(comfy.sd.VAE):
         return torch.cat(list(self.encode_chunks(video.split(TIME_STRIDE, dim=2), video.shape, tile)), dim=2)
 
     def crop(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (N, H, W, 3 or more) with their sides cut, about the centre, to whole latent pixels.
+        """Return images (N, H, W, 1, 3 or 4) in this VAE's channels, cropped about the centre to whole latent pixels.
 
-        Raises ValueError where there is none, or nothing is left.
+        Raises ValueError for other channels, for no images, and where nothing is left.
         """
         count, height, width = images.shape[:3]
         if count == 0:
             raise ValueError("There are 0 images, and a clip needs 1 or more: connect images, or another video.")
-        cropped = self.vae_encode_crop_pixels(images)
+        cropped = self.vae_encode_crop_pixels(with_channels(images, self.output_channels))
         if not cropped.numel():
             raise ValueError(
                 f"The images are {width}x{height} pixels and one latent pixel of this VAE is {self.config.stride} wide "
