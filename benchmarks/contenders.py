@@ -10,7 +10,8 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 
-from wan_model.variants import TIME_STRIDE, VAEConfig
+from wan_model.vae import VAEConfig
+from wan_model.variants import TIME_STRIDE
 from wan_model.weights import layouts
 
 Weights = dict[str, torch.Tensor]

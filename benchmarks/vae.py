@@ -19,8 +19,7 @@ import recipe
 import torch
 from bench import DEVICE, log
 
-from wan_model.vae import TilePlan, build_vae, make_vae, plan_decode, plan_encode
-from wan_model.variants import VAEConfig
+from wan_model.vae import TilePlan, VAEConfig, build_vae, make_vae, plan_decode, plan_encode
 
 FULL_WIDTH = {"2.1": (96, 96), "2.2": (160, 256)}
 CHANNELS = {"2.1": 16, "2.2": 48}

@@ -15,7 +15,8 @@ import comfy.utils
 import torch
 
 from ...wan_model import checkpoint, geometry
-from ...wan_model.vae import fit_decode, fit_encode, lay_out, make_vae, plan_decode, plan_encode, vae_config
+from ...wan_model.kernels.fused import vae_runtime
+from ...wan_model.vae import Runtime, fit_decode, fit_encode, lay_out, make_vae, plan_decode, plan_encode, vae_config
 from ...wan_model.vae.tiling import MIN_TILE
 from ...wan_model.variants import TIME_STRIDE
 from ..messages import latents
@@ -69,26 +70,25 @@ class HostVAE(comfy.sd.VAE):
     """
 
     def __init__(self, state_dict, decode_dtype=None, encode_dtype=None, disable_dynamic=False):
-        config = vae_config(state_dict)
-        stride = config.stride
-        self.config = config
+        self.config = config = vae_config(state_dict)
         self.device = comfy.model_management.vae_device()
         self.output_device = comfy.model_management.intermediate_device()
         self.vae_dtype, self.encode_dtype = choose_dtypes(decode_dtype, encode_dtype)
         self.working_dtypes = WORKING_DTYPES
         self.size = None
 
-        self.latent_channels, self.latent_dim, self.output_channels = config.latent_channels, 3, 3
-        self.downscale_ratio = (lambda frames: max(0, geometry.latent_frames(frames)), stride, stride)
-        self.upscale_ratio = (lambda latents: max(0, geometry.video_frames(latents)), stride, stride)
-        self.downscale_index_formula = self.upscale_index_formula = (TIME_STRIDE, stride, stride)
+        self.latent_channels, self.latent_dim, self.output_channels = config.latent_channels, 3, config.channels
+        down, up = (config.stride,) * 2, (config.decoded_stride,) * 2
+        self.downscale_ratio = (lambda frames: max(0, geometry.latent_frames(frames)), *down)
+        self.upscale_ratio = (lambda latents: max(0, geometry.video_frames(latents)), *up)
+        self.downscale_index_formula, self.upscale_index_formula = (TIME_STRIDE, *down), (TIME_STRIDE, *up)
         self.not_video = self.disable_offload = self.handles_tiling = False
         self.crop_input = True
         self.extra_1d_channel = self.pad_channel_value = self.format_encoded = None
         self.process_input = lambda image: image * 2 - 1
         self.process_output = lambda image: image.add_(1).div_(2).clamp_(0, 1)
-        self.memory_used_decode = lambda shape, dtype: plan_decode(config, shape, None, dtype).peak_bytes
-        self.memory_used_encode = lambda shape, dtype: plan_encode(config, shape, None, dtype).peak_bytes
+        self.memory_used_decode = lambda shape, dtype: self.plan(plan_decode, shape, None, dtype).peak_bytes
+        self.memory_used_encode = lambda shape, dtype: self.plan(plan_encode, shape, None, dtype).peak_bytes
 
         self.first_stage_model = self.build(state_dict)
         offload_device = comfy.model_management.vae_offload_device()
@@ -103,6 +103,15 @@ class HostVAE(comfy.sd.VAE):
         lay_out(vae)
         return vae.to(comfy.model_management.vae_offload_device())
 
+    @property
+    def runtime(self) -> Runtime:
+        """Kernels and thresholds for the device."""
+        return vae_runtime(self.device)
+
+    def plan(self, plan, shape, tile, dtype):
+        """Return the `plan_decode` or `plan_encode` of this VAE on its device."""
+        return plan(self.config, shape, tile, dtype, self.runtime)
+
     def vae_output_dtype(self):
         """The dtype of the host's images."""
         return getattr(comfy.model_management, "intermediate_dtype", lambda: torch.float32)()
@@ -110,7 +119,7 @@ class HostVAE(comfy.sd.VAE):
     # What the host's nodes call
 
     def decode(self, samples_in, vae_options=None, tile=AUTO):
-        """Latent (B, C, T, h, w) to images (B, frames, H, W, 3) in [0, 1] on the host's intermediate device.
+        """Decode a latent (B, C, T, h, w) to images (B, frames, H, W, 3) in [0, 1], off the device.
 
         tile: (height, width) in pixels; 0 stands for the whole frame along that side, `AUTO` for what fits in the
         free memory.
@@ -118,8 +127,8 @@ class HostVAE(comfy.sd.VAE):
         """
         check_latent(self, samples_in)
         batch, _, latents, height, width = samples_in.shape
-        stride, frames = self.config.stride, geometry.video_frames(latents)
-        shape = (batch, frames, height * stride, width * stride, 3)
+        stride, frames = self.config.decoded_stride, geometry.video_frames(latents)
+        shape = (batch, frames, height * stride, width * stride, self.output_channels)
         out = torch.empty(shape, device=self.output_device, dtype=self.vae_output_dtype())
         done = 0
         for chunk in self.decode_chunks(samples_in, tile):
@@ -129,7 +138,7 @@ class HostVAE(comfy.sd.VAE):
 
     def decode_tiled(self, samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
         """`decode` in tiles of latent pixels. Overlaps and time tiles are not read: halos are exact, time streams."""
-        stride = self.config.stride
+        stride = self.config.decoded_stride
         return self.decode(samples, tile=((tile_y or 0) * stride, (tile_x or 0) * stride))
 
     def encode(self, pixel_samples, tile=AUTO):
@@ -169,13 +178,14 @@ class HostVAE(comfy.sd.VAE):
 
     def decode_chunks(self, samples, tile=AUTO) -> Iterator[torch.Tensor]:
         """Images (B, 1 or 4, H, W, 3) over time, off the device; arguments as in `decode`."""
-        shape, stride = tuple(samples.shape), self.config.stride
+        shape, stride = tuple(samples.shape), self.config.decoded_stride
         frame = shape[3] * stride, shape[4] * stride
         stream = self.first_stage_model.decode_stream(
             samples,
             device=self.device,
             dtype=self.vae_dtype,
             on_step=StepProgress(shape[2]),
+            runtime=self.runtime,
             **self.prepare(plan_decode, fit_decode, shape, frame, tile, self.vae_dtype),
         )
         for chunk in resumed(stream, self.device):
@@ -195,6 +205,7 @@ class HostVAE(comfy.sd.VAE):
             device=self.device,
             dtype=self.encode_dtype,
             on_step=StepProgress(geometry.latent_frames(shape[2] or expected)),
+            runtime=self.runtime,
             **self.prepare(plan_encode, fit_encode, shape, shape[3:], tile, self.encode_dtype),
         )
         for latent in resumed(stream, self.device):
@@ -207,8 +218,8 @@ class HostVAE(comfy.sd.VAE):
         largest that fits in what is free once the host has made room.
         """
         chosen = None if tile == AUTO else tuple(t or max(side, MIN_TILE) for t, side in zip(tile, frame, strict=True))
-        needed = plan(self.config, shape, chosen, dtype).peak_bytes
-        least = needed if chosen else plan(self.config, shape, fit(self.config, shape, 0, dtype), dtype).peak_bytes
+        needed = self.plan(plan, shape, chosen, dtype).peak_bytes
+        least = needed if chosen else self.plan(plan, shape, fit(self.config, shape, 0, dtype), dtype).peak_bytes
         with on_device(self.device):
             comfy.model_management.load_models_gpu(
                 [self.patcher],
@@ -217,8 +228,8 @@ class HostVAE(comfy.sd.VAE):
             )
         budget = memory.free(self.device) * USABLE
         if tile == AUTO:
-            chosen = fit(self.config, shape, budget, dtype)
-        work = plan(self.config, shape, chosen, dtype)
+            chosen = fit(self.config, shape, budget, dtype, self.runtime)
+        work = self.plan(plan, shape, chosen, dtype)
         logging.info("Wan VAE: %s", work)
         stays = work.peak_bytes + work.parked_bytes <= budget
         return {"tile": chosen, "park": self.device if stays else RAM}
@@ -295,7 +306,7 @@ def latent_shape(vae, batch: int, frames: int, height: int, width: int) -> tuple
 
     Raises ValueError for a VAE that is not a Wan VAE.
     """
-    channels, stride = vae.latent_channels, vae.spacial_compression_decode()
+    channels, stride = vae.latent_channels, vae.spacial_compression_encode()
     if vae.latent_dim != 3 or channels not in (16, 48):
         raise ValueError(
             f"This VAE makes latents of {channels} channels, Wan has 16 (2.1 and A14B) or 48 (2.2 5B): load a Wan VAE "

@@ -38,8 +38,8 @@ def decode(vae, samples: torch.Tensor, tile, fps: float, audio: dict | None = No
             Types.VideoComponents(images=images, audio=audio, frame_rate=Fraction(fps))
         )
     batch, _, latents, height, width = samples.shape
-    stride = vae.config.stride
-    shape = (batch * geometry.video_frames(latents), height * stride, width * stride, 3)
+    stride = vae.config.decoded_stride
+    shape = (batch * geometry.video_frames(latents), height * stride, width * stride, vae.output_channels)
 
     def frames():
         for clip in samples.split(1):

@@ -161,7 +161,7 @@ def test_decoding_is_a_part_of_the_peak(estimate, room, models, times):
 def test_decoding_is_cut_into_tiles_where_memory_is_short(estimate, room, models, monkeypatch):
     """With the header of a VAE of real width."""
     vae, shape = room("wan_model.vae"), (1, 16, 21, 60, 104)
-    real = vae.make_vae(room("wan_model.variants").VAEConfig("2.1", 16, 96, 96), device="meta").state_dict()
+    real = vae.make_vae(vae.VAEConfig("2.1", 16, 96, 96), device="meta").state_dict()
     monkeypatch.setattr(estimate.checkpoint, "expect", lambda *_: SimpleNamespace(tensors=real))
     whole = estimate.decoding(VAE.format("2.1"), shape, card(estimate, 80))
     tiles = [whole["tiles"]]

@@ -9,6 +9,8 @@ from types import ModuleType
 import torch
 from torch.nn.functional import normalize, silu
 
+from ..vae.runtime import CPU, Runtime
+
 
 def failures() -> tuple[type[Exception], ...]:
     """What a package of kernels for another card, driver or torch raises, when it is imported or first called."""
@@ -35,6 +37,14 @@ def triton_kernels(device: torch.device) -> ModuleType | None:
         logging.info("No Triton kernels on %s, torch's operations do the same in more passes. %s", device, reason)
         return None
     return kernels
+
+
+def vae_runtime(device: torch.device) -> Runtime:
+    """Return the kernels and thresholds with which a VAE runs fastest on `device`."""
+    if device.type == "cpu":
+        return CPU
+    kernels = triton_kernels(device)
+    return Runtime(kernels=kernels and kernels.VAE)
 
 
 def _try_out(kernels: ModuleType, device: torch.device) -> None:

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dit import layers, rope
+from ..vae import runtime
 
 PER_WARP = 512  # numbers held by the 32 threads of a warp
 WARPS = 4  # for some pixels
@@ -69,9 +70,12 @@ def activate(x: Tensor, cache: Tensor | None, gamma: Tensor, whole: Tensor, hist
 
 
 def is_innermost(x: Tensor) -> bool:
-    """Whether the channels of each pixel of x (B, C, ...) lie side by side, and whole pixels from one to the next."""
+    """Return whether the channels of each pixel of x (B, C, ...) are contiguous and strides are multiples of C."""
     apart = (stride for axis, stride in enumerate(x.stride()) if axis != 1 and x.shape[axis] > 1)
     return x.stride(1) == 1 and all(stride % x.shape[1] == 0 for stride in apart)
+
+
+VAE = runtime.Kernels(activate=activate, accepts=is_innermost)
 
 
 def _apart(x: Tensor) -> tuple[int, int]:

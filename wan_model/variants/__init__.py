@@ -125,27 +125,3 @@ VARIANTS = {
 def frame_rate(latent_channels: int) -> int:
     """Frames a second of the clips of models with so many latent channels."""
     return VARIANTS["ti2v" if latent_channels == 48 else "t2v"].fps
-
-
-@dataclass(frozen=True)
-class VAEConfig:
-    """Sizes of one Wan VAE, all read from its checkpoint.
-
-    version: "2.1" (8x8x4, residual stages) or "2.2" (16x16x4, patchified pixels and averaging shortcuts).
-    latent_channels: a key of `LATENT_STATS`. dim / dec_dim: base width of the encoder and of the decoder.
-    """
-
-    version: str
-    latent_channels: int
-    dim: int
-    dec_dim: int
-
-    @property
-    def patch(self) -> int:
-        """Side in pixels of the squares that the first convolution sees as one pixel."""
-        return 2 if self.version == "2.2" else 1
-
-    @property
-    def stride(self) -> int:
-        """Pixels of video per latent pixel, along height and width."""
-        return 8 * self.patch
