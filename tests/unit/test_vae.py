@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from itertools import chain, count, repeat
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,50 @@ def test_encode_stream_takes_pieces_of_any_length_and_equals_the_whole(frames, p
     latents = list(vae.encode_stream(video.split(piece, dim=2)))
     assert [latent.shape[2] for latent in latents] == [1] * ((frames - 1) // 4 + 1)
     assert torch.equal(torch.cat(latents, dim=2), vae.encode(video))
+
+
+def pieces(latent, lengths):
+    """A generator of parts of `latent` with these numbers of frames, the last of them repeated."""
+    at = 0
+    for length in chain(lengths, repeat(lengths[-1])):
+        if at >= latent.shape[2]:
+            return
+        yield latent[:, :, at : at + length]
+        at += length
+
+
+@pytest.mark.parametrize("lengths", [[1], [2, 0, 3, 1], [6]])
+@pytest.mark.parametrize("tiled", [False, True])
+def test_a_latent_that_comes_in_pieces_decodes_as_the_whole(lengths, tiled, vae, relative_error):
+    latent = noise(1, vae.config.latent_channels, 6, 3, 5)
+    tile = (64, 32) if tiled else None
+    chunks = list(vae.decode_stream(pieces(latent, lengths), tile=tile))
+    assert [chunk.shape[2] for chunk in chunks] == [1] + [4] * 5
+    assert relative_error(torch.cat(chunks, dim=2), vae.decode(latent)) < 1e-5
+
+
+def test_an_endless_latent_is_read_as_it_is_decoded(vae):
+    read = []
+
+    def endless():
+        for seed in count():
+            read.append(seed)
+            yield noise(1, vae.config.latent_channels, 1, 3, 4, seed=seed)
+
+    stream = vae.decode_stream(endless())
+    for done in range(1, 5):
+        next(stream)
+        assert len(read) == done
+
+
+def test_pieces_of_other_sizes_are_refused(vae):
+    channels = vae.config.latent_channels
+    mixed = (noise(1, channels, 1, 3, width) for width in (4, 5))
+    with pytest.raises(ValueError, match=r"A latent of \(1, \d+, 1, 3, 5\) follows one of \(1, \d+, 1, 3, 4\)"):
+        list(vae.decode_stream(mixed))
+    for none in (iter([]), noise(1, channels, 0, 3, 4)):
+        with pytest.raises(ValueError, match="The latent has 0 frames"):
+            vae.decode_stream(none)
 
 
 def test_a_batch_is_its_samples(vae, relative_error):

@@ -364,3 +364,19 @@ def test_memory_does_not_grow_with_length(version, encode, frames):
     shape = (1, config.latent_channels, 21, 4, 4)
     short = traced_peak(config, shape, None, encode)
     assert traced_peak(config, (*shape[:2], frames, *shape[3:]), None, encode) <= 1.02 * short
+
+
+@pytest.mark.parametrize("version", ["2.1", "2.2"])
+def test_memory_does_not_grow_with_the_pieces_of_a_latent(version):
+    config = VAEConfig(version, CONFIGS[version].latent_channels, 8, 8)
+    vae = make_vae(config, dtype=torch.bfloat16, device="meta")
+    peaks = []
+    for count in (3, 30):
+        trace = Traced(vae.parameters())
+        with trace, WithoutScores():
+            shape = (1, config.latent_channels, 3, 4, 4)
+            pieces = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for _ in range(count))
+            for _ in vae.decode_stream(pieces):
+                pass
+        peaks.append(trace.peak)
+    assert peaks[1] <= 1.02 * peaks[0]

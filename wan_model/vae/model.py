@@ -88,7 +88,7 @@ class WanVAE(nn.Module):
             raise ValueError(EMPTY_LATENT)
         shape = (*first.shape[:2], length, *first.shape[3:])
         plan = decode_plan(self, shape, tile, (dtype or first.dtype).itemsize, runtime)
-        frames = (frame for piece in _alike(pieces, first) for frame in piece.split(1, dim=2))
+        frames = (piece[:, :, k : k + 1] for piece in _alike(pieces, first) for k in range(piece.shape[2]))
         options = {"device": device or first.device, "dtype": dtype, "park": park, "on_step": on_step}
         return Stream(frames, plan, total=length, look_ahead=whole, **options)
 
@@ -205,9 +205,14 @@ def lay_out(vae: WanVAE) -> None:
 
     A backend would otherwise copy the weight in each call. A weight that is loaded later keeps its own layout.
     """
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for weight in vae.parameters():
-        weight.data = weight.data.contiguous(memory_format=formats.get(weight.ndim, torch.contiguous_format))
+        weight.data = innermost(weight.data)
+
+
+def innermost(weight: torch.Tensor) -> torch.Tensor:
+    """Return a convolution's weight with its input channels innermost in memory."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return weight.contiguous(memory_format=formats.get(weight.ndim, torch.contiguous_format))
 
 
 def build_vae(state_dict: dict[str, torch.Tensor], *, ops=torch.nn, dtype=None, device=None) -> WanVAE:
