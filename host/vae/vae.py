@@ -6,7 +6,7 @@ of the device as they are decoded, so device memory follows one step and not the
 
 import logging
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import comfy.model_management
 import comfy.ops
@@ -23,13 +23,14 @@ from ..messages import latents
 from ..model import memory
 from ..model.loading import make_patcher, place
 from ..model.precision import FLOATS
+from .float32 import exact
 from .pixels import with_channels
+from .recovery import RAM, resumed
+from .transfer import off_device
 
 WORKING_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 AUTO = (0, 0)  # tile: chosen from the free memory
 OVERLAP = 8  # part of a tile of the host's own VAE that it blends with the next one
-RAM = torch.device("cpu")
-NO_WORKSPACE = "unable to find an engine"  # how cuDNN says that no way to convolve fits in the free memory
 USABLE = 0.8  # of the free memory: the rest is for the backend's workspaces and for what the estimate misses
 
 
@@ -177,7 +178,10 @@ class HostVAE(comfy.sd.VAE):
     # Streams
 
     def decode_chunks(self, samples, tile=AUTO) -> Iterator[torch.Tensor]:
-        """Images (B, 1 or 4, H, W, 3) over time, off the device; arguments as in `decode`."""
+        """Iterate over images (B, 1 or 4, H, W, 3) in time, off the device; arguments as in `decode`.
+
+        Where the device is not the CPU, the next chunk is being computed while one is handed out.
+        """
         shape, stride = tuple(samples.shape), self.config.decoded_stride
         frame = shape[3] * stride, shape[4] * stride
         stream = self.first_stage_model.decode_stream(
@@ -188,11 +192,14 @@ class HostVAE(comfy.sd.VAE):
             runtime=self.runtime,
             **self.prepare(plan_decode, fit_decode, shape, frame, tile, self.vae_dtype),
         )
-        for chunk in resumed(stream, self.device):
-            image = chunk.permute(0, 2, 3, 4, 1).to(  # as images lie in memory, before they leave the device
-                self.vae_output_dtype(), copy=True, memory_format=torch.contiguous_format
-            )
-            yield self.process_output(image).to(self.output_device)
+        images = (self.images(chunk) for chunk in resumed(stream, lambda: on_device(self.device)))
+        return off_device(images, self.device, self.output_device)
+
+    def images(self, chunk: torch.Tensor) -> torch.Tensor:
+        """Return decoded video (B, C, T, H, W) as images (B, T, H, W, C) in [0, 1], a copy laid out as images are."""
+        dtype = self.vae_output_dtype()
+        image = chunk.permute(0, 2, 3, 4, 1).to(dtype, copy=True, memory_format=torch.contiguous_format)
+        return self.process_output(image)
 
     def encode_chunks(self, chunks, shape, tile=AUTO, expected=1) -> Iterator[torch.Tensor]:
         """Latents (B, C, 1, h, w) over time of `chunks` (B, 3, t, H, W) in [0, 1], whose whole is of `shape`.
@@ -208,8 +215,14 @@ class HostVAE(comfy.sd.VAE):
             runtime=self.runtime,
             **self.prepare(plan_encode, fit_encode, shape, shape[3:], tile, self.encode_dtype),
         )
-        for latent in resumed(stream, self.device):
+        for latent in resumed(stream, self.exactly):
             yield latent.to(device=self.output_device, dtype=self.vae_output_dtype())
+
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """Context of encoding: on the device, without TF32 for float32."""
+        with on_device(self.device), exact(self.encode_dtype):
+            yield
 
     def prepare(self, plan, fit, shape, frame, tile, dtype) -> dict:
         """Loads the VAE on its device with room for the work; returns the stream's `tile` and where its tiles `park`.
@@ -238,33 +251,6 @@ class HostVAE(comfy.sd.VAE):
 def on_device(device: torch.device):
     """Context in which a newer host's kernels and streams are those of `device`, which may not be the first GPU."""
     return getattr(comfy.model_management, "cuda_device_context", nullcontext)(device)
-
-
-def resumed(stream, device: torch.device) -> Iterator[torch.Tensor]:
-    """The items of `stream`, which runs on `device`; where memory runs out, it goes on in smaller tiles."""
-    while True:
-        try:
-            with on_device(device):
-                item = next(stream)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if not ran_out(error):
-                raise
-            item = None  # handled outside: the exception holds on to every tensor of the failed step
-        if item is None:
-            logging.warning("Out of memory in the Wan VAE: going on in smaller tiles from where it stopped.")
-            stream.split(park=RAM)
-            comfy.model_management.soft_empty_cache()
-        else:
-            yield item
-
-
-def ran_out(error: RuntimeError) -> bool:
-    """Whether an error says that the device's memory is spent; a newer host knows more ways to say so."""
-    known = getattr(comfy.model_management, "is_oom", None)
-    spent = known(error) if known else isinstance(error, comfy.model_management.OOM_EXCEPTION)
-    return spent or NO_WORKSPACE in str(error)
 
 
 class StepProgress:

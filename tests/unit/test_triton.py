@@ -21,6 +21,15 @@ triton_kernels = pytest.importorskip("wan_model.kernels.triton_kernels")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # on a CPU conftest.py has Triton interpret
 
 
+@pytest.fixture(autouse=True)
+def _exact_float32():
+    """Without TF32, which cuDNN takes by default and which errs by 1e-3."""
+    kept = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = kept
+
+
 def noise(*shape, seed=0, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
