@@ -42,7 +42,7 @@ def new_clip(vae, width: int, height: int, length: int, batch: int) -> Clip:
     geometry.check_side("width", width)
     geometry.check_side("height", height)
     geometry.check_length(length)
-    length, step = geometry.snap_length(length), PATCH[1] * vae.spacial_compression_decode()
+    length, step = geometry.snap_length(length), PATCH[1] * vae.spacial_compression_encode()
     if min(width, height) < step:
         raise ValueError(
             f"The clip is {width}x{height} pixels and sides of {latents(vae.latent_channels)} start at {step}: choose "
