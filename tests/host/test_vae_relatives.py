@@ -1,14 +1,17 @@
 """Relatives of the Wan VAEs, against the host's own class on the same file where the host has them."""
 
+import importlib
 import inspect
 
 import comfy.ldm.wan.vae
 import comfy.sd
 import comfy.utils
+import latent_preview
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import nodes
 from wan_model.vae import VAEConfig, build_vae, make_vae, vae_config
 
 RECOGNISED = "conv_out_channels" in inspect.signature(comfy.ldm.wan.vae.WanVAE.__init__).parameters
@@ -123,3 +126,28 @@ def test_relatives_are_recognised_by_their_weights():
     for config in (VAEConfig("2.1", 16, 8, 12, 4), VAEConfig("2.1", 16, 8, 8, 3, 2), VAEConfig("2.2", 48, 8, 12)):
         state = make_vae(config, device="meta").state_dict()
         assert build_vae(state).config == vae_config(state) == config
+
+
+@pytest.mark.skipif(not hasattr(latent_preview, "TAEHVPreviewerImpl"), reason="this host has no preview by a video TAE")
+def test_the_hosts_tae_previews_show_what_our_model_samples(t2v, prompts, models, monkeypatch):
+    folder = models / "vae_approx"
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    tae = importlib.import_module("comfy.taesd.taehv").TAEHV(latent_channels=16)
+    weights = {name: torch.randn(x.shape) * x[:1].numel() ** -0.5 for name, x in tae.state_dict().items()}
+    weights["decoder.22.bias"].fill_(0.5)
+    save_file(weights, folder / "lighttaew2_1.safetensors")
+    monkeypatch.setattr(latent_preview.args, "preview_method", latent_preview.LatentPreviewMethod.TAESD)
+    assert isinstance(
+        latent_preview.get_previewer(t2v.load_device, t2v.model.latent_format), latent_preview.TAEHVPreviewerImpl
+    )
+    shown = []
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, **options: shown.append(preview)
+    )
+    size = {"samples": torch.zeros(1, 16, 3, 8, 10)}
+    nodes.common_ksampler(t2v, 3, 2, 4.0, "euler", "simple", *prompts, size)
+    pictures = [preview[1] for preview in shown if preview is not None]
+    assert [picture.size for picture in pictures] == [(80, 64)] * 2
+    assert all(len(picture.getcolors(80 * 64)) > 20 for picture in pictures)
+    assert pictures[0] != pictures[1]

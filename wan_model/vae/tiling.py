@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise, product
+from itertools import pairwise, product, zip_longest
 from typing import NamedTuple
 
 from .convolution import Chunk
@@ -58,8 +58,9 @@ class Grid:
 
     def inputs(self, tiled: Sequence) -> tuple[list[Span], list[Span]]:
         """Return the rows and the columns that the tiles read, one span for each of `rows` and `cols`."""
-        rows = [block_rects(tiled, Rect(span, self.cols[0]))[0].rows for span in self.rows]
-        return rows, [block_rects(tiled, Rect(self.rows[0], span))[0].cols for span in self.cols]
+        pairs = zip_longest(self.rows, self.cols)
+        reads = [block_rects(tiled, Rect(row or self.rows[0], col or self.cols[0]))[0] for row, col in pairs]
+        return [read.rows for read in reads[: len(self.rows)]], [read.cols for read in reads[: len(self.cols)]]
 
 
 @dataclass(frozen=True)
@@ -131,17 +132,18 @@ def clip_chunks(frames: int, length: int | None) -> tuple[Chunk, ...]:
 def run_costs(blocks: Sequence, out: Rect, chunks: Sequence[Chunk], runtime: Runtime) -> RunCosts:
     """Return the cost of each of `chunks`, the first of a clip, on its way through `blocks`."""
     costs, caches = [], [0] * len(blocks)
+    rects = block_rects(blocks, out)
     for chunk in chunks:
-        cost, caches = _run_cost(blocks, out, chunk, caches, runtime)
+        cost, caches = _run_cost(blocks, rects, chunk, caches, runtime)
         costs.append(cost)
     return costs
 
 
 def _run_cost(
-    blocks: Sequence, out: Rect, chunk: Chunk, caches: Sequence[int], runtime: Runtime
+    blocks: Sequence, rects: Sequence[Rect], chunk: Chunk, caches: Sequence[int], runtime: Runtime
 ) -> tuple[RunCost, list[int]]:
     """Add up the blocks of one run, whose caches hold `caches` elements before; also return what they hold after it."""
-    rects, split_at = block_rects(blocks, out), after_last_doubling(blocks)
+    split_at = after_last_doubling(blocks)
     work = peak = output = saved = waiting = 0
     held, after, passes = sum(caches), [], 1
     for i, block in enumerate(blocks):
