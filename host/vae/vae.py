@@ -1,7 +1,7 @@
-"""VAE: our streaming VAE as a VAE of the host.
+"""VAE: the streaming VAE as a VAE of the host.
 
-The host's own nodes call it as any other VAE; the pack's nodes call the same object with tile settings. Frames come out
-of the device as they are decoded, so device memory follows one step and not the clip.
+The host's own nodes call it like any other VAE; the pack's nodes call the same object with tile settings. Frames leave
+the device as they are decoded, so device memory depends on one step and not on the length of the clip.
 """
 
 import logging
@@ -35,7 +35,7 @@ USABLE = 0.8  # of the free memory: the rest is for the backend's workspaces and
 
 
 def load(path: str, decode_dtype: str = "auto", encode_dtype: str = "auto", disable_dynamic: bool = False) -> "HostVAE":
-    """The VAE of a Wan VAE file.
+    """Load a Wan VAE file.
 
     decode_dtype, encode_dtype: keys of `FLOATS`, or "auto": the host's choice for decoding, float32 for encoding, since
     an encoder of lower precision shifts colours. disable_dynamic: as in `model.build`. Raises ValueError for a file
@@ -50,7 +50,7 @@ def load(path: str, decode_dtype: str = "auto", encode_dtype: str = "auto", disa
 def choose_dtypes(
     decode_dtype: torch.dtype | None = None, encode_dtype: torch.dtype | None = None
 ) -> tuple[torch.dtype, torch.dtype]:
-    """What is decoded and what is encoded in: as asked, else the host's choice and float32."""
+    """Return the dtypes of decoding and encoding: as asked, else the host's choice and float32."""
     device = comfy.model_management.vae_device()
     return (
         decode_dtype or comfy.model_management.vae_dtype(device, WORKING_DTYPES),
@@ -59,15 +59,15 @@ def choose_dtypes(
 
 
 def load_patcher(*arguments, **options):
-    """The host patcher of `load`."""
+    """Return the host patcher of `load`."""
     return load(*arguments, **options).patcher
 
 
 class HostVAE(comfy.sd.VAE):
     """A host VAE around `WanVAE`.
 
-    It sets what the host's VAE class sets and replaces whatever runs the network; the host's constructor is not called,
-    since it only knows the host's own networks.
+    It sets the attributes that the host's VAE class sets and replaces the methods that run the network. The host's
+    constructor, which only knows its own networks, is not called.
     """
 
     def __init__(self, state_dict, decode_dtype=None, encode_dtype=None, disable_dynamic=False):
@@ -96,7 +96,7 @@ class HostVAE(comfy.sd.VAE):
         self.patcher = make_patcher(self.first_stage_model, self.device, offload_device, disable_dynamic)
 
     def build(self, state_dict):
-        """The network, each half in its own dtype."""
+        """Return the network, each half in its own dtype."""
         vae = make_vae(self.config, ops=comfy.ops.manual_cast, dtype=self.vae_dtype, device="meta")
         vae.encoder.to(self.encode_dtype)
         vae.conv1.to(self.encode_dtype)  # the encoder's last convolution; conv2 is the decoder's first
@@ -114,7 +114,7 @@ class HostVAE(comfy.sd.VAE):
         return plan(self.config, shape, tile, dtype, self.runtime)
 
     def vae_output_dtype(self):
-        """The dtype of the host's images."""
+        """Return the dtype of the host's images."""
         return getattr(comfy.model_management, "intermediate_dtype", lambda: torch.float32)()
 
     # What the host's nodes call
@@ -122,8 +122,8 @@ class HostVAE(comfy.sd.VAE):
     def decode(self, samples_in, vae_options=None, tile=AUTO):
         """Decode a latent (B, C, T, h, w) to images (B, frames, H, W, 3) in [0, 1], off the device.
 
-        tile: (height, width) in pixels; 0 stands for the whole frame along that side, `AUTO` for what fits in the
-        free memory.
+        tile: (height, width) in pixels; 0 is the whole frame along that side, `AUTO` the largest that fits in the free
+        memory.
         Raises ValueError for latents of another family or with NaN or infinite values.
         """
         check_latent(self, samples_in)
@@ -143,7 +143,9 @@ class HostVAE(comfy.sd.VAE):
         return self.decode(samples, tile=((tile_y or 0) * stride, (tile_x or 0) * stride))
 
     def encode(self, pixel_samples, tile=AUTO):
-        """Images (T, H, W, 1, 3 or 4) or (B, T, H, W, ...) in [0, 1] to a latent (B, C, t, h, w); tile as in `decode`.
+        """Encode images (T, H, W, 1, 3 or 4) or (B, T, H, W, ...) in [0, 1] to a latent (B, C, t, h, w).
+
+        tile: as in `decode`.
 
         Frames beyond the last 4n+1 are left out; sides are cropped about the centre to whole latent pixels.
         """
@@ -158,7 +160,7 @@ class HostVAE(comfy.sd.VAE):
     def crop(self, images: torch.Tensor) -> torch.Tensor:
         """Return images (N, H, W, 1, 3 or 4) in this VAE's channels, cropped about the centre to whole latent pixels.
 
-        Raises ValueError for other channels, for no images, and where nothing is left.
+        Raises ValueError for other channels, for no images, and if nothing is left.
         """
         count, height, width = images.shape[:3]
         if count == 0:
@@ -202,10 +204,10 @@ class HostVAE(comfy.sd.VAE):
         return self.process_output(image)
 
     def encode_chunks(self, chunks, shape, tile=AUTO, expected=1) -> Iterator[torch.Tensor]:
-        """Latents (B, C, 1, h, w) over time of `chunks` (B, 3, t, H, W) in [0, 1], whose whole is of `shape`.
+        """Iterate over latents (B, C, 1, h, w) in time, of `chunks` (B, 3, t, H, W) in [0, 1] of a video of `shape`.
 
-        Where the number of frames is not known before the end, it is None in `shape`, and progress is told as of
-        `expected` frames.
+        If the number of frames is not known before the end, it is None in `shape`, and the progress bar takes it to be
+        `expected`.
         """
         stream = self.first_stage_model.encode_stream(
             (self.process_input(chunk.to(RAM)) for chunk in chunks),  # a chunk is lost if anything fails in here
@@ -220,15 +222,15 @@ class HostVAE(comfy.sd.VAE):
 
     @contextmanager
     def exactly(self) -> Iterator[None]:
-        """Context of encoding: on the device, without TF32 for float32."""
+        """Encode inside this context: on the device, without TF32 for float32."""
         with on_device(self.device), exact(self.encode_dtype):
             yield
 
     def prepare(self, plan, fit, shape, frame, tile, dtype) -> dict:
-        """Loads the VAE on its device with room for the work; returns the stream's `tile` and where its tiles `park`.
+        """Load the VAE on its device with memory to spare for the work; return the stream's `tile` and `park`.
 
-        plan, fit: of the work, on `shape`. frame: (height, width) in pixels. tile: as in `decode`; for `AUTO` the
-        largest that fits in what is free once the host has made room.
+        plan, fit: of the work, on `shape`. frame: (height, width) in pixels. tile: as in `decode`; `AUTO` is the
+        largest that fits in the free memory after loading.
         """
         chosen = None if tile == AUTO else tuple(t or max(side, MIN_TILE) for t, side in zip(tile, frame, strict=True))
         needed = self.plan(plan, shape, chosen, dtype).peak_bytes
@@ -249,12 +251,12 @@ class HostVAE(comfy.sd.VAE):
 
 
 def on_device(device: torch.device):
-    """Context in which a newer host's kernels and streams are those of `device`, which may not be the first GPU."""
+    """Return the context in which a newer host uses `device`, which may not be the first GPU."""
     return getattr(comfy.model_management, "cuda_device_context", nullcontext)(device)
 
 
 class StepProgress:
-    """`on_step` of a stream: the host's progress bar, in latent frames of which there are `total`, and its cancel."""
+    """`on_step` of a stream: moves the host's progress bar, `total` latent frames long, and raises if cancelled."""
 
     def __init__(self, total: int):
         self.total = total
@@ -266,7 +268,7 @@ class StepProgress:
 
 
 def decode(vae, samples, tile=AUTO) -> torch.Tensor:
-    """`HostVAE.decode`, for any video VAE of the host; one of the host's own cuts its tiles in its own way."""
+    """Decode with any video VAE of the host, as `HostVAE.decode`; one of the host's own cuts tiles in its own way."""
     if isinstance(vae, HostVAE):
         return vae.decode(samples, tile=tile)
     check_latent(vae, samples)
@@ -278,7 +280,7 @@ def decode(vae, samples, tile=AUTO) -> torch.Tensor:
 
 
 def encode(vae, images, tile=AUTO) -> torch.Tensor:
-    """`HostVAE.encode`, for any video VAE of the host."""
+    """Encode with any video VAE of the host, as `HostVAE.encode`."""
     if isinstance(vae, HostVAE):
         return vae.encode(images, tile=tile)
     if tile == AUTO:
@@ -288,7 +290,7 @@ def encode(vae, images, tile=AUTO) -> torch.Tensor:
 
 
 def latent_shape(vae, batch: int, frames: int, height: int, width: int) -> tuple[int, int, int, int, int]:
-    """Shape of the latent of a clip, for any video VAE of the host.
+    """Return the shape of a clip's latent, for any video VAE of the host.
 
     Raises ValueError for a VAE that is not a Wan VAE.
     """
@@ -302,7 +304,7 @@ def latent_shape(vae, batch: int, frames: int, height: int, width: int) -> tuple
 
 
 def check_latent(vae, samples: torch.Tensor) -> None:
-    """Raises ValueError where `samples` are no latents of this VAE, or hold NaN or infinite values."""
+    """Raise ValueError if `samples` are no latents of this VAE, or hold NaN or infinite values."""
     if samples.ndim != 5:
         raise ValueError(
             f"This latent has {samples.ndim} dimensions, a Wan clip has 5 (batch, channels, frames, height, width): "
@@ -323,7 +325,7 @@ def check_latent(vae, samples: torch.Tensor) -> None:
 
 
 def check_channels(decoded: int, given: int) -> None:
-    """Raises ValueError where a VAE that decodes latents of `decoded` channels is given others."""
+    """Raise ValueError if a VAE that decodes latents of `decoded` channels is given others."""
     if decoded != given:
         raise ValueError(
             f"The VAE decodes {latents(decoded)} and was given {latents(given)}: load the VAE of the model's family in "

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from wan_model.vae import build_vae, vae_config
+from wan_model.vae.convolution import RMSNorm
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -150,3 +151,12 @@ def test_wrong_channels_and_sides_are_refused(vae):
         vae.decode(torch.zeros(1, 4, 1, 3, 4))
     with pytest.raises(ValueError, match=rf"multiples of {vae.config.stride}.*\(1, 3, 1, 33, 32\)"):
         vae.encode(torch.zeros(1, 3, 1, 33, 32))
+
+
+def test_a_pixel_of_zeros_is_normalised_to_zeros_in_float16():
+    """The official bound of a length, 1e-12, is 0 there, which gave NaN."""
+    x = noise(1, 4, 1, 3, 3).half()
+    x[..., 1, 1] = 0
+    normed = RMSNorm(4)(x)
+    assert normed.isfinite().all()
+    assert normed[..., 1, 1].abs().max() == 0 < normed.abs().max()

@@ -1,4 +1,4 @@
-"""Where the Triton kernels can be used: they need a package, a driver and a compiler that not every machine has."""
+"""Whether the Triton kernels can be used: they need a package, a driver and a compiler that not every machine has."""
 
 import functools
 import logging
@@ -13,7 +13,7 @@ from ..vae.runtime import CPU, Runtime
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What a package of kernels for another card, driver or torch raises, when it is imported or first called."""
+    """Return what a package of kernels for another card, driver or torch raises when it is imported or first called."""
     return (
         *(ImportError, OSError, RuntimeError, AttributeError, AssertionError, TypeError, ValueError),
         subprocess.SubprocessError,
@@ -23,7 +23,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 @functools.cache
 def triton_kernels(device: torch.device) -> ModuleType | None:
-    """The module of that name where it works on `device`, which is tried once, or None; then the log says why."""
+    """Return the module of that name if it works on `device`, which is tried once; else None, and the log says why."""
     if device.type != "cuda":
         return None
     try:
@@ -48,7 +48,7 @@ def vae_runtime(device: torch.device) -> Runtime:
 
 
 def _try_out(kernels: ModuleType, device: torch.device) -> None:
-    """Raise where a kernel does not do on `device` what torch does."""
+    """Raise if a kernel's result on `device` is not torch's."""
     x = torch.linspace(-2, 2, 256, device=device).view(1, 4, 1, 8, 8)
     x = x.contiguous(memory_format=torch.channels_last_3d)
     found = torch.full_like(x, torch.nan)

@@ -1,4 +1,4 @@
-"""Triton kernels for what only moves memory: one pass each over what torch's operations pass several times.
+"""Triton kernels for memory-bound operations: one pass each where torch's operations take several.
 
 Importing this needs Triton; `fused.triton_kernels` says where they can be used. They compute in float32, round once and
 have no gradient. Strides and lengths do not specialise a kernel, so that one serves all sizes; strides are counted in
@@ -18,7 +18,7 @@ WARPS = 4  # for some pixels
 
 
 def rotate_(x: Tensor, table: Tensor) -> Tensor:
-    """As `wan_model.dit.rope.rotate_`, always in place. x (B, L, heads * head_dim) is made of whole rows in memory."""
+    """Rotate as `wan_model.dit.rope.rotate_`, always in place. x (B, L, heads * head_dim) has contiguous rows."""
     if torch.compiler.is_compiling():
         return rope.rotate_(x, table)
     batch, length, dim = x.shape
@@ -30,7 +30,7 @@ def rotate_(x: Tensor, table: Tensor) -> Tensor:
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """As `wan_model.dit.layers.norm_modulate`. x, shift and scale are made of whole rows of channels in memory."""
+    """Modulate as `wan_model.dit.layers.norm_modulate`. x, shift and scale have contiguous rows of channels."""
     if torch.compiler.is_compiling():
         return layers.norm_modulate(x, shift, scale, eps)
     batch, length, dim = x.shape
@@ -52,9 +52,9 @@ DIT = layers.Kernels(rotate=rotate_, norm_modulate=norm_modulate)
 
 
 def activate(x: Tensor, cache: Tensor | None, gamma: Tensor, whole: Tensor, history: int, top: int, left: int) -> None:
-    """Write all of `whole`: `history` frames that end with those of `cache`, then silu(norm(x)), in a border of zeros.
+    """Fill `whole` with `history` frames that end with those of `cache`, then silu(norm(x)), in a border of zeros.
 
-    x: (B, C, T, H, W). cache: (B, C, at most `history`, H, W), or None. gamma: C numbers, side by side. whole:
+    x: (B, C, T, H, W). cache: (B, C, at most `history`, H, W), or None. gamma: C contiguous numbers. whole:
     (B, C, history + T, top + H + bottom, left + W + right), contiguous as channels_last_3d. All as `is_innermost`.
     """
     channels, height, width = x.shape[1], *x.shape[3:]
@@ -79,18 +79,18 @@ VAE = runtime.Kernels(activate=activate, accepts=is_innermost)
 
 
 def _apart(x: Tensor) -> tuple[int, int]:
-    """How far apart in memory the first two axes' rows of channels are, counted in rows."""
+    """Return the strides of the first two axes, in rows of channels."""
     return x.stride(0) // x.shape[-1], x.stride(1) // x.shape[-1]
 
 
 def _token(dim: int) -> dict[str, int]:
-    """How a kernel holds a token's channels."""
+    """Return the block size and warps for a token's channels."""
     block = triton.next_power_of_2(dim)
     return {"DIM": dim, "BLOCK": block, "num_warps": min(max(block // PER_WARP, 1), 16)}
 
 
 def _pixels(channels: int) -> dict[str, int]:
-    """How a kernel holds some pixels' channels."""
+    """Return the block sizes and warps for some pixels' channels."""
     block = triton.next_power_of_2(channels)
     return {"CHANNELS": channels, "BLOCK": block, "ROWS": max(1, WARPS * PER_WARP // block), "num_warps": WARPS}
 

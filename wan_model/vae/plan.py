@@ -1,4 +1,4 @@
-"""What a decode or encode will cost, before any weight is loaded, and the tiles that fit a memory budget."""
+"""The cost of a decode or encode, before any weight is loaded, and the tiles that fit a memory budget."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +58,7 @@ def fit_encode(
     itemsize: int | torch.dtype,
     runtime: Runtime = CPU,
 ) -> Tile:
-    """As `fit_decode`, for a video (B, C, T, H, W)."""
+    """Return what `fit_decode` returns, for encoding a video (B, C, T, H, W)."""
     frame = video_shape[3], video_shape[4]
     plan = functools.partial(plan_encode, config, video_shape, itemsize=itemsize, runtime=runtime)
     return _fit(frame, config.stride, budget_bytes, lambda tile: plan(tile=tile))

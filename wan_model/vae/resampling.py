@@ -45,7 +45,7 @@ class _UpsampledConv2d:
 
 
 def folds(pixels: int, runtime: Runtime) -> bool:
-    """Whether summing the weights pays for an input of so many pixels, those of all frames and borders together."""
+    """Return whether summing the weights pays for an input of so many pixels, all frames and borders included."""
     return pixels >= runtime.fold_pixels
 
 

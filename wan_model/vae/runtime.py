@@ -1,4 +1,4 @@
-"""What the caller decides about how a VAE runs; every choice gives the same result to rounding."""
+"""Choices of the caller about how a VAE runs; each gives the same result to rounding."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
