@@ -16,8 +16,8 @@ from .dit.config import DiTConfig
 from .dit.model import dit_shapes
 from .dit.parts import PARTS
 from .messages import Message
-from .vae import make_vae, vae_config
-from .variants import VARIANTS, VAEConfig
+from .vae import VAEConfig, make_vae, vae_config
+from .variants import VARIANTS
 from .weights import ggml, marks, wrappings
 from .weights.archive import read_archive
 from .weights.fused import split_fused
