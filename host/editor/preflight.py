@@ -11,7 +11,7 @@ from ...wan_model.variants import DiTConfig
 from .. import files
 from ..clips import conditioning, vace
 from ..encoders import clip
-from ..model import lora
+from ..model import lora, precision
 from ..sampling import sampling
 from ..vae import vae as host_vae
 
@@ -74,7 +74,7 @@ def read_lora(name: str) -> tuple[str, dict]:
 
 def check_file(kinds: tuple[str, ...], node: str, file: str) -> None:
     """As `validate_inputs` of the loader `node`. file: path of what is chosen in it."""
-    checkpoint.expect(file, kinds, node)
+    precision.expect(file, kinds, node)
 
 
 def check_sampler(model: Dit | None = None, low_noise_model: Dit | None = None, vae: int | None = None) -> None:

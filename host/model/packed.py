@@ -16,7 +16,7 @@ import comfy.utils
 import torch
 
 from ...wan_model.weights import ggml
-from ...wan_model.weights.quantisation import PACKED_MARKER
+from ...wan_model.weights.quantisation import COMPANION, PACKED_MARKER
 from .offload import MappedPatcher
 
 QUANTISED_LIST = "_quantization_metadata"  # what 0.3.75 adds to a state dict to save; it cannot write these weights
@@ -175,7 +175,7 @@ def hook(layer: torch.nn.Module, patch: HookPatch | None) -> None:
 
 
 class Values(dict):
-    """A state dict of `model` whose packed weights are unpacked when they are asked for."""
+    """A state dict of `model` whose weights `kept`, packed or quantised, become values when they are asked for."""
 
     def __init__(self, model, state_dict, kept):
         super().__init__(state_dict)
@@ -246,8 +246,9 @@ class PackedPatcher(MappedPatcher):
 
     def model_state_dict(self, filter_prefix=None):
         state_dict = super().model_state_dict(filter_prefix)
-        kept = {name for name in state_dict if is_packed_layer(layer_of(self.model, name))}
-        return Values(self.model, state_dict, kept)
+        # A newer host lists the scales of a quantised weight, too, and then looks for parameters of those names.
+        state_dict = {name: tensor for name, tensor in state_dict.items() if not COMPANION.search(name)}
+        return Values(self.model, state_dict, {name for name in state_dict if self.keeps(name)})
 
     def model_state_dict_for_saving(self, model=None, prefix=""):
         model = model or self.model
