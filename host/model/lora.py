@@ -10,6 +10,7 @@ import torch
 
 from ...wan_model import checkpoint
 from ...wan_model.weights import lora as names
+from ...wan_model.weights.lora_forms import change_shape
 
 SHOWN = 5  # unmatched names that a message spells out
 
@@ -109,7 +110,7 @@ def _other_model(title, tensors) -> str:
 
 def _other_size(title, groups, shapes) -> str | None:
     own = shapes["head.modulation"][-1]
-    found = ((place, names.change_shape(group), _shape(shapes, place)) for place, group in groups.items())
+    found = ((place, change_shape(group), _shape(shapes, place)) for place, group in groups.items())
     place, change, shape = next((row for row in found if row[1] and row[2]), (None, None, None))
     if change is None:
         return None

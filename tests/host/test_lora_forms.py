@@ -279,6 +279,11 @@ LONELY = {
     "a rescale that the host passes over": {".rescale": random(256, 1)},
     "a bias of A": {".lora_A.bias": random(4)},
     "an unknown suffix": {".oft_diag": random(4)},
+    "a number for a difference": {".diff": torch.tensor(1.0)},
+    "a row for a factor": {".lora_up.weight": random(256), ".lora_down.weight": random(256)},
+    "a row for OFT": {".oft_blocks": random(256)},
+    "numbers for LoKr": {".lokr_w1": torch.tensor(1.0), ".lokr_w2": torch.tensor(1.0)},
+    "an alpha of many": {".lora_up.weight": random(256, 4), ".lora_down.weight": random(4, 256), ".alpha": random(4)},
 }
 
 
