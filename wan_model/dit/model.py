@@ -153,12 +153,11 @@ class WanDiT(nn.Module):
     def _check(self, x: Tensor, t: Tensor, context: Tensor, given: Mapping[str, object]) -> None:
         config = self.config
         batch, channels, frames = x.shape[:3]
-        if channels != config.in_dim:
-            extra = config.in_dim - config.out_dim
+        in_dim = self.patch_embedding.weight.shape[1]  # a LoRA may have widened it
+        if channels != in_dim:
+            extra = in_dim - config.out_dim
             parts = f" ({config.out_dim} of the latent, {extra} of the image condition y)" if extra else ""
-            raise ValueError(
-                f"The latent has {channels} channels, this {config.variant} model takes {config.in_dim}{parts}."
-            )
+            raise ValueError(f"The latent has {channels} channels, this {config.variant} model takes {in_dim}{parts}.")
         if t.shape[0] not in (1, batch) or (t.ndim > 1 and t.shape[1:] not in ((1,), (frames,))):
             raise ValueError(f"t has shape {tuple(t.shape)}, this latent needs ({batch},) or ({batch}, {frames}).")
         if context.shape[2] != config.text_dim:
