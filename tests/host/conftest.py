@@ -47,6 +47,7 @@ if COMFYUI:
     start_host()
     register("beside")
     register("node_inputs")
+    register("inner_patches")
 
 
 @pytest.fixture(autouse=True)
