@@ -22,8 +22,8 @@ import torch
 from bench import DEVICE, log
 from torch.utils.flop_counter import FlopCounterMode
 
+from wan_model.dit.config import DiTConfig
 from wan_model.dit.model import WanDiT
-from wan_model.variants import DiTConfig
 
 SMALL = DiTConfig("t2v", dim=1536, ffn_dim=8960, heads=12, layers=30, in_dim=16, out_dim=16, text_dim=4096)
 LARGE = DiTConfig("t2v", dim=5120, ffn_dim=13824, heads=40, layers=40, in_dim=16, out_dim=16, text_dim=4096)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from wan_model.dit.attention import sdpa, sdpa_once
+from wan_model.dit.attention import sdpa
+from wan_model.dit.config import DiTConfig
 from wan_model.dit.layers import TORCH
 from wan_model.dit.model import FLOAT32_NAMES, build_dit
+from wan_model.dit.runtime import Runtime
 from wan_model.kernels.fused import triton_kernels
-from wan_model.variants import PATCH, TEXT_LENGTH, DiTConfig
+from wan_model.variants import PATCH, TEXT_LENGTH
 from wan_model.weights import layouts
 
 Weights = dict[str, Tensor]
@@ -27,8 +29,8 @@ def ours(weights: Weights, dtype: torch.dtype, chunk: int | None, attention: Cal
     model = build_dit(cast(weights, lambda name: None if FLOAT32_NAMES.match(name) else dtype))
     own = triton_kernels(weights["head.modulation"].device)
     kernels = own.DIT if own and dtype.itemsize <= 2 else TORCH
-    given = {"chunk": chunk, "kernels": kernels, "attention": attention, "cross_attention": sdpa_once}
-    return lambda x, t, context: model(x, t, context, **given)
+    runtime = Runtime(chunk=chunk, kernels=kernels, attention=attention, cross_attention=sdpa)
+    return lambda x, t, context: model(x, t, context, runtime=runtime)
 
 
 def sage(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

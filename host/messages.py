@@ -2,7 +2,7 @@
 
 import logging
 
-from ..wan_model.variants import LATENT_STATS
+from ..wan_model.variants import FAMILIES
 from . import server
 
 
@@ -16,5 +16,5 @@ def say(node_id: str, text: str) -> None:
 
 def latents(channels: int) -> str:
     """What latents of so many channels are called in a sentence."""
-    stats = LATENT_STATS.get(channels)
-    return f"{channels}-channel latents" + (f" ({stats.family})" if stats else "")
+    family = FAMILIES.get(channels)
+    return f"{channels}-channel latents" + (f" ({family.title})" if family else "")

@@ -13,7 +13,7 @@ from . import GUIDANCE, SHIFT, STEPS, tokenizer
 from wan_model import checkpoint, solvers
 from wan_model.dit.model import WanDiT, build_dit
 from wan_model.vae.model import WanVAE, build_vae
-from wan_model.variants import LATENT_STATS
+from wan_model.variants import WAN21
 
 MODELS = Path(__file__).resolve().parent / "models"  # laid out as the host's models folder
 FOLDERS = {
@@ -24,7 +24,7 @@ FOLDERS = {
 }
 SIZE = (5, 8, 8)  # of a demo clip's latent: frames, rows, columns
 TEXT = {"d_model": 128, "d_kv": 64, "num_heads": 2, "d_ff": 256, "num_layers": 2}  # sizes of the text encoder
-STATS = LATENT_STATS[16]
+STATS = WAN21
 
 
 def path(kind: str) -> Path:

@@ -5,7 +5,6 @@ video, from which both DiTs are taken.
 """
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -22,9 +21,11 @@ from transformers import UMT5EncoderModel
 
 from . import family, scenes, tokenizer, whole_clip
 from .trainer import Trainer, cosine, place
+from wan_model.dit.config import DiTConfig
 from wan_model.dit.model import FLOAT32_NAMES, WanDiT
+from wan_model.dit.runtime import Runtime
 from wan_model.vae.model import WanVAE
-from wan_model.variants import NEGATIVE_PROMPT, PATCH, DiTConfig
+from wan_model.variants import NEGATIVE_PROMPT, PATCH
 
 CONFIG = DiTConfig(variant="t2v", dim=256, ffn_dim=1024, heads=2, layers=6, in_dim=16, out_dim=16, text_dim=128)
 TEXT_STEPS, TEXT_RATE = 400, 1.0e-3  # of the umT5 alone
@@ -98,15 +99,10 @@ def is_exact(name: str) -> bool:
     return name.startswith("dit.") and FLOAT32_NAMES.match(name.removeprefix("dit.")) is not None
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, repeats: int = 1) -> Tensor:
-    """Attention as products of matrices, whose gradient for a few tokens is faster than that of a fused kernel.
-
-    The last key and value stand for `repeats` equal ones.
-    """
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Attention as products of matrices, whose gradient for a few tokens is faster than that of a fused kernel."""
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))  # (B, heads, L, 128)
     scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
-    if repeats > 1:
-        scores = scores + F.pad(scores.new_tensor([math.log(repeats)]), (k.shape[2] - 1, 0))
     return (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
 
 
@@ -177,14 +173,14 @@ class Task:
         x = mixed if y is None else torch.cat((mixed, y), dim=1)
         read = []
 
-        def on_block(index, block, hidden, inputs):
+        def run_block(index, block, hidden, inputs):
             hidden = block(hidden, inputs)
             if index == PROBED:
                 read.append(pair.probe(hidden).float())
             return hidden
 
-        attention = {"attention": attend, "cross_attention": attend}
-        made = pair.dit(x.to(context.dtype), 1000 * sigma, context, on_block=on_block, **attention)
+        runtime = Runtime(attention=attend, run_block=run_block)
+        made = pair.dit(x.to(context.dtype), 1000 * sigma, context, runtime=runtime)
         clips, probed = torch.from_numpy(chosen), read[0]
         loss = (made - (noise - clean)).square().mean() + ROLE_WEIGHT * self.misread(probed[..., :-CELLS], clips)
         loss = loss + CELL_WEIGHT * F.binary_cross_entropy_with_logits(probed[..., -CELLS:], self.cells[clips] / 255)

@@ -9,7 +9,7 @@ import torch
 from einops import repeat
 
 from ...wan_model import geometry
-from ...wan_model.variants import PATCH, TIME_STRIDE
+from ...wan_model.variants import FAMILIES, TIME_STRIDE
 from ..messages import latents
 from ..vae.vae import latent_shape
 from . import images
@@ -27,7 +27,7 @@ class Clip:
     @property
     def held(self) -> bool:
         """Whether the model of this clip's family keeps the given frames in the latent itself (5B)."""
-        return self.latent[1] == 48
+        return FAMILIES[self.latent[1]].holds_frames
 
     def __str__(self):
         return f"{self.width}x{self.height}, {self.length} frames = {self.latent[2]} latent frames"
@@ -42,7 +42,7 @@ def new_clip(vae, width: int, height: int, length: int, batch: int) -> Clip:
     geometry.check_side("width", width)
     geometry.check_side("height", height)
     geometry.check_length(length)
-    length, step = geometry.snap_length(length), PATCH[1] * vae.spacial_compression_decode()
+    length, step = geometry.snap_length(length), FAMILIES[vae.latent_channels].side_step
     if min(width, height) < step:
         raise ValueError(
             f"The clip is {width}x{height} pixels and sides of {latents(vae.latent_channels)} start at {step}: choose "
@@ -66,7 +66,7 @@ def check_frames(clip: Clip, start: torch.Tensor | None, end: torch.Tensor | Non
 
 def check_end_image(channels: int) -> None:
     """Raises ValueError where a VAE that makes latents of `channels` channels goes with no model for an end image."""
-    if channels == 48:
+    if FAMILIES[channels].holds_frames:
         raise ValueError(
             "WanConditioning has an end_image and the VAE of Wan 2.2 5B, a model that holds first frames only: "
             "disconnect end_image, or use an A14B or 2.1 image-to-video model with its VAE."

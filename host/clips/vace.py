@@ -7,6 +7,7 @@ import comfy.latent_formats
 import torch
 from einops import rearrange
 
+from ...wan_model.variants import WAN21
 from ..messages import latents
 from . import images
 from .conditioning import Clip
@@ -16,9 +17,10 @@ SQUARE = 8  # pixels of one latent pixel: their 64 mask values are channels of t
 
 def check_vae(channels: int) -> None:
     """Raises ValueError where a VAE that makes latents of `channels` channels is not that of the VACE models."""
-    if channels != 16:
+    if channels != WAN21.channels:
         raise ValueError(
-            f"WanVACE works on {latents(16)} and the VAE makes {latents(channels)}: load wan_2.1_vae in WanVAELoader."
+            f"WanVACE works on {latents(WAN21.channels)} and the VAE makes {latents(channels)}: load {WAN21.vae_file} "
+            "in WanVAELoader."
         )
 
 

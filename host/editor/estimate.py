@@ -13,12 +13,13 @@ import comfy.model_management
 import torch
 
 from ...wan_model import checkpoint, geometry
+from ...wan_model.dit.config import DiTConfig
+from ...wan_model.dit.cost import Shapes, clip_tokens, forward_bytes, largest_weight
 from ...wan_model.dit.model import dit_config
 from ...wan_model.vae import fit_decode, plan_decode, vae_config
-from ...wan_model.variants import DiTConfig
 from .. import files
 from ..model import memory, precision
-from ..model.loading import CLASSES, HostModel
+from ..model.classes import HostModel, config_class
 from ..observe import timing
 from ..vae import vae as host_vae
 
@@ -77,7 +78,7 @@ def part_of_file(name: str, weight_dtype: str = "auto", vace_name: str | None = 
         module = files.path(FOLDER, vace_name)
         tensors |= checkpoint.expect(module, checkpoint.VACE_MODULE, "vace_name of WanModelLoader").tensors
         paths = [*paths, *checkpoint.parts(module)]
-    weights, compute = precision.dtypes(CLASSES[found.variant][1], tensors, weight_dtype, bool(found.quantisation))
+    weights, compute = precision.dtypes(config_class(found.variant), tensors, weight_dtype, bool(found.quantisation))
     if weights is None:  # as it is in the files
         size = sum(map(os.path.getsize, paths))
     else:
@@ -107,19 +108,21 @@ def here() -> Place:
     return Place(management.get_torch_device_name(device), int(free), int(ram), own_memory)
 
 
-def estimate(parts: Sequence[Part], shape, steps: int, guided: bool, place: Place, contexts: int = 0) -> dict:
+def estimate(
+    parts: Sequence[Part], shape, steps: int, guided: bool, place: Place, shapes: Shapes | None = None
+) -> dict:
     """What sampling takes, as plain values for JSON; bytes and seconds.
 
     parts: the models of the run, one after the other. shape: of the latent (B, C, F, H, W). guided: whether each step
-    predicts two prompts. contexts: VACE contexts.
+    predicts two prompts. shapes: of the conditions that are given.
     Always `device`, `tokens`, `steps`, `calls` (of the network), `peak` (weights and activations on the device),
     `free`, `fits`, `offloaded` (weights that are brought for each step), `ram` (what is needed of it), `ram_free` and
     `models` (of each: `name`, `weights`, `resident`, `offloaded`, `activations`, `together` whether both prompts are
     predicted at once, and `chunk`, tokens projected at once, or None). `seconds_per_step` and `seconds` are None, and
     `measured` is "", until a run was measured; then `measured` says where ("this size" or "another size").
     """
-    models = [_on_device(part, shape, guided, place, contexts) for part in parts]
-    weights, count, prompts = sum(part.weights for part in parts), memory.tokens(shape), 2 if guided else 1
+    models = [_on_device(part, shape, guided, place, shapes) for part in parts]
+    weights, count, prompts = sum(part.weights for part in parts), clip_tokens(shape), 2 if guided else 1
     peak = max(model["resident"] + model["activations"] for model in models)
     if place.own_memory:  # in RAM is all that is not on the device at the time
         ram = max(weights - model["resident"] for model in models)
@@ -182,7 +185,7 @@ def from_query(query: Mapping[str, str]) -> dict:
     names = [given.get("model", ""), *filter(None, [given.get("low_noise_model")])]
     parts = [part_of_file(name, given["weight_dtype"], given.get("vace_name")) for name in names]
     config = parts[0].config
-    stride = 16 if config.out_dim == 48 else 8
+    stride = config.facts.family.stride
     shape = (
         int(batch),
         config.out_dim,
@@ -190,13 +193,18 @@ def from_query(query: Mapping[str, str]) -> dict:
         int(height) // stride,
         int(width) // stride,
     )
-    place, contexts = here(), 1 if config.vace_layers else 0
-    found = estimate(parts, shape, int(steps), guidance != 1, place, contexts) | {"decoding": None}
+    place, shapes = here(), vace_shapes(config, 1)
+    found = estimate(parts, shape, int(steps), guidance != 1, place, shapes) | {"decoding": None}
     if given.get("vae"):
         decoded = found["decoding"] = decoding(given["vae"], shape, place)
         found["peak"] = max(found["peak"], decoded["peak"])
         found["fits"] = found["fits"] and decoded["peak"] <= place.free
     return found
+
+
+def vace_shapes(config: DiTConfig, contexts: int) -> Shapes:
+    """Return batch and number of VACE contexts, on which the cost of a forward depends; nothing for other models."""
+    return {"vace_context": (1, contexts)} if contexts and config.part("vace") else {}
 
 
 def sentence(found: dict) -> str:
@@ -225,10 +233,10 @@ def _number(name: str, text: str) -> float:
     return number
 
 
-def _on_device(part: Part, shape, guided: bool, place: Place, contexts: int) -> dict:
+def _on_device(part: Part, shape, guided: bool, place: Place, shapes: Shapes | None) -> dict:
     """What the host will load of a model and what a forward then takes; as `load_models_gpu` of the host decides."""
     management, config = comfy.model_management, part.config
-    least = memory.needed(config, shape, part.dtype, contexts)
+    least = memory.needed(config, shape, part.dtype, shapes)
     resident = part.weights
     if place.own_memory:
         inference = management.minimum_inference_memory()
@@ -237,18 +245,18 @@ def _on_device(part: Part, shape, guided: bool, place: Place, contexts: int) -> 
         resident = int(min(part.weights, max(0, room, some)))
     left = place.free - resident
     double = (2 * shape[0], *shape[1:])
-    together = guided and 1.5 * memory.needed(config, double, part.dtype, contexts) < left
+    together = guided and 1.5 * memory.needed(config, double, part.dtype, shapes) < left
     at_once = double if together else shape
     chunk = memory.IN_CACHES
     if place.own_memory:
-        chunk = memory.choose_chunk(config, at_once, part.dtype, left, contexts=contexts)
-    activations = memory.forward_bytes(config, at_once, part.dtype, contexts=contexts, chunk=chunk)
+        chunk = memory.choose_chunk(config, at_once, part.dtype, left, shapes=shapes)
+    activations = forward_bytes(config, at_once, part.dtype, shapes=shapes, chunk=chunk)
     return {
         "name": part.name,
         "weights": part.weights,
         "resident": resident,
         "offloaded": part.weights - resident,
-        "activations": activations + (memory.largest_weight(config, part.dtype) if resident < part.weights else 0),
+        "activations": activations + (largest_weight(config, part.dtype) if resident < part.weights else 0),
         "together": together,
         "chunk": chunk,
     }

@@ -5,14 +5,11 @@ import os
 from ...wan_model import checkpoint
 from ...wan_model.dit.model import dit_config
 from ...wan_model.vae import vae_config
-from ...wan_model.variants import PATCH, frame_rate
+from ...wan_model.variants import FAMILIES, VARIANTS
 from ...wan_model.weights.lora import SIZES
 from .. import files
 
 FOLDERS = ("diffusion_models", "vae", "text_encoders", "clip_vision")
-VAE = {"ti2v": "wan2.2_vae (48 channels)"}  # the others: Wan 2.1's
-OTHER_VAE = "wan_2.1_vae (16 channels)"
-CLIP_VISION = {"i2v": "clip_vision_h", "flf2v": "clip_vision_h"}  # the others read none
 GIB = 2**30
 
 
@@ -47,16 +44,16 @@ def describe(folder: str, name: str) -> dict[str, object]:
         info |= {
             "channels": config.out_dim,
             "size": SIZES.get(config.dim, f"width {config.dim}"),
-            "vae": VAE.get(found.variant, OTHER_VAE),
+            "vae": "{0.vae_file} ({0.channels} channels)".format(VARIANTS[found.variant].family),
             "text_encoder": "umt5_xxl",
-            "clip_vision": CLIP_VISION.get(found.variant),
+            "clip_vision": "clip_vision_h" if config.part("clip") else None,
         }
     if found.variant in checkpoint.VAE:
         config = vae_config(found.tensors)
         info |= {
             "channels": config.latent_channels,
-            "side_step": PATCH[1] * config.stride,
-            "frame_rate": frame_rate(config.latent_channels),
+            "side_step": FAMILIES[config.latent_channels].side_step,
+            "frame_rate": FAMILIES[config.latent_channels].frame_rate,
         }
     return info
 

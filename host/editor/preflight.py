@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from ...wan_model import checkpoint
+from ...wan_model.dit.config import DiTConfig
 from ...wan_model.dit.model import WanDiT, dit_config
 from ...wan_model.vae import vae_config
-from ...wan_model.variants import DiTConfig
 from .. import files
 from ..clips import conditioning, vace
 from ..encoders import clip

@@ -1,8 +1,6 @@
 """Which fused kernels the DiT gets for what only moves memory: the host's own (comfy-kitchen), in the form it takes."""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
 
 import comfy.model_management
 import comfy.quant_ops
@@ -10,29 +8,14 @@ import torch
 from torch import Tensor
 
 from ...wan_model.dit.layers import TORCH, Kernels
-from ...wan_model.dit.rope import rope_table
+from ...wan_model.dit.rope import Positions, rope_table
 from ...wan_model.kernels.fused import triton_kernels
 
-AXES = "tyx"  # frames, rows and columns, as the host calls them
 BACKENDS = ("cuda", "triton")  # comfy-kitchen's third, "eager", takes more passes than ours
 
 
-def choose(x: Tensor, rope_options: Mapping[str, float] | None = None) -> Kernels:
-    """The host's kernels, or else our own, where `x` is of a type and on a device that they are made for, or torch's.
-
-    rope_options: of the host's ScaleROPE node, `scale_` and `shift_` of `AXES`.
-    """
-    kernels = _of_device(x)
-    if rope_options is None:
-        return kernels
-    scale, shift = (
-        tuple(rope_options.get(f"{kind}_{axis}", usual) for axis in AXES)
-        for kind, usual in (("scale", 1.0), ("shift", 0.0))
-    )
-    return replace(kernels, rope_table=partial(kernels.rope_table, scale=scale, shift=shift))
-
-
-def _of_device(x: Tensor) -> Kernels:
+def choose(x: Tensor) -> Kernels:
+    """Return the host's kernels, or else our own, where they take the type and device of `x`; otherwise torch's."""
     kitchen = getattr(comfy.quant_ops, "ck", None)  # 0.3.75 has none, and some others an older one
     training = getattr(comfy.model_management, "in_training", False)  # these kernels have no gradient
     if training or x.device.type != "cuda" or x.dtype.itemsize > 2:
@@ -43,9 +26,9 @@ def _of_device(x: Tensor) -> Kernels:
     return own.DIT if own else TORCH
 
 
-def rope_matrices(grid: tuple[int, int, int], head_dim: int, device: torch.device, **positions) -> Tensor:
-    """`rope_table` as matrices: (F * H * W, head_dim / 2, 2, 2)."""
-    cos, sin = rope_table(grid, head_dim, device, **positions).unbind(-1)
+def rope_matrices(positions: Sequence[Positions], head_dim: int, device: torch.device) -> Tensor:
+    """Return `rope_table` as matrices: (tokens, head_dim / 2, 2, 2)."""
+    cos, sin = rope_table(positions, head_dim, device).unbind(-1)
     return torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2))
 
 
@@ -57,8 +40,8 @@ def rotate(x: Tensor, matrices: Tensor) -> Tensor:
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """As `wan_model.dit.layers.norm_modulate`."""
-    frames = x.unflatten(1, (shift.shape[1], -1))  # (B, F, tokens of a frame, dim)
-    return comfy.quant_ops.ck.adaln(frames, scale, shift, eps).flatten(1, 2)
+    rows = x.unflatten(1, (shift.shape[1], -1))  # (B, R, tokens of a row, dim)
+    return comfy.quant_ops.ck.adaln(rows, scale, shift, eps).flatten(1, 2)
 
 
 FUSED = Kernels(rope_matrices, rotate, norm_modulate)

@@ -19,7 +19,7 @@ from einops import rearrange
 from PIL import Image
 
 from ...wan_model import geometry
-from ...wan_model.variants import frame_rate
+from ...wan_model.variants import FAMILIES
 from .. import server
 
 EVENT = "wan.preview"
@@ -79,7 +79,7 @@ class Run:
         seconds = (time.monotonic() - self.start) / self.done
         frames = small_frames(x0[0, :, self.skip :], self.latent_format)
         LATEST.append(Sheet(self.key, frames))
-        seconds_of_clip = geometry.video_frames(x0.shape[2] - self.skip) / frame_rate(x0.shape[1])
+        seconds_of_clip = geometry.video_frames(x0.shape[2] - self.skip) / FAMILIES[x0.shape[1]].frame_rate
         data = {
             **self.place,
             "step": step + 1,

@@ -11,20 +11,12 @@ import folder_paths
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-from ...wan_model.variants import TEXT_LENGTH, DiTConfig
-from ..model import memory
+from ...wan_model.dit.config import DiTConfig
+from ...wan_model.dit.cost import clip_tokens, flops
 
 FILE = "wan_stream_times.json"  # in the host's user folder
 KEPT = 64  # entries of that file, the newest
 KEY = "wan_times"  # of the wrappers
-
-
-def flops(config: DiTConfig, length: int) -> float:
-    """Floating point operations of one forward for `length` tokens of one sample."""
-    dim = config.dim
-    linear = 2 * length * (6 * dim * dim + 2 * dim * config.ffn_dim) + 4 * TEXT_LENGTH * dim * dim
-    scores = 4 * length * (length + TEXT_LENGTH) * dim
-    return (config.layers + len(config.vace_layers)) * (linear + scores)
 
 
 def watch(patcher) -> None:
@@ -63,7 +55,7 @@ class Timer:
         start = time.perf_counter()
         result = executor(x, *arguments, **options)  # which waits for the device when it looks for NaN
         self.seconds.append((time.perf_counter() - start) / len(x))
-        self.length = memory.tokens((1, *x.shape[1:]))
+        self.length = clip_tokens((1, *x.shape[1:]))
         self.device = comfy.model_management.get_torch_device_name(x.device)
         return result
 

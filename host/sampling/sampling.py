@@ -13,16 +13,16 @@ import latent_preview
 import torch
 
 from ...wan_model import solvers
+from ...wan_model.variants import VARIANTS
 from ..editor import estimate
 from ..messages import latents
 from ..model import offload
-from ..model.loading import HostModel
+from ..model.classes import HostModel
 from ..observe import preview
 
 TRIM = (
     "trim_start"  # entry of a LATENT: latent frames before the clip (VACE references) that are cut off after sampling
 )
-BOUNDARIES = {False: 0.875, True: 0.900}  # official switch between the experts, by whether the model takes an image
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,17 @@ def experts(model, guidance: float, low_noise_model=None, low_noise_guidance: fl
     if low_noise_model is None:
         return [Expert(model, guidance)]
     pair = [
-        Expert(model, guidance, boundary or BOUNDARIES[model.model.image_to_video]),
+        Expert(model, guidance, boundary or official_boundary(model.model)),
         Expert(low_noise_model, low_noise_guidance or guidance),
     ]
     check_pair(*pair)
     return pair
+
+
+def official_boundary(model) -> float:
+    """Return the noise level at which the low-noise expert of a host model takes over, by whether it takes an image."""
+    row = VARIANTS["i2v_a14b" if model.image_to_video else "t2v"]
+    return (row.experts or row.sampling).boundary
 
 
 def check_pair(high: Expert, low: Expert) -> None:
@@ -164,21 +170,22 @@ def check_channels(sampled: int, given: int) -> None:
 
 
 def check_conditioning(model, positive) -> None:
-    """Raises ValueError where our model lacks the CLIP tokens it was trained with; logs what it will not read."""
+    """Logs what the conditioning lacks that our model was trained with, and what it will not read."""
     if not isinstance(model.model, HostModel):
         return
     config = model.model.diffusion_model.config
     entries = [options for _, options in positive]
     has_clip = all("clip_vision_output" in options for options in entries)
-    if config.image_tokens and not has_clip:
-        raise ValueError(
-            f"This {config.variant} model reads the start image through CLIP vision, and the conditioning has none: "
-            "connect WanClipVision to clip_vision_output of WanConditioning."
+    if config.part("clip") and not has_clip:
+        logging.warning(
+            "The %s model was trained with CLIP vision of the start image, and the conditioning has none: connect "
+            "WanClipVision to clip_vision_output of WanConditioning.",
+            config.variant,
         )
     has_image = any("concat_latent_image" in options for options in entries)
     if config.in_dim == config.out_dim and has_image:
         logging.warning("The %s model takes no start image: the one in the conditioning is ignored.", config.variant)
-    if not config.vace_layers and any("vace_frames" in options for options in entries):
+    if not config.part("vace") and any("vace_frames" in options for options in entries):
         logging.warning("The %s model has no VACE blocks: what WanVACE made is ignored.", config.variant)
     if config.in_dim > config.out_dim and not has_image:
         logging.warning("The %s model was given no start image: it starts from an empty one.", config.variant)
@@ -232,7 +239,8 @@ def announce(stages: Sequence[Expert], positive, shape: Sequence[int], steps: in
     if None not in parts:
         contexts = max(len(options.get("vace_frames", ())) for _, options in positive)
         guided = any(stage.guidance != 1 for stage in stages)
-        found = estimate.estimate(parts, shape, steps, guided, estimate.here(), contexts)
+        shapes = estimate.vace_shapes(parts[0].config, contexts)
+        found = estimate.estimate(parts, shape, steps, guided, estimate.here(), shapes)
         logging.info("%s", estimate.sentence(found))
 
 

@@ -17,7 +17,7 @@ import torch
 from ...wan_model import checkpoint, geometry
 from ...wan_model.vae import fit_decode, fit_encode, make_vae, plan_decode, plan_encode, vae_config
 from ...wan_model.vae.tiling import MIN_TILE
-from ...wan_model.variants import TIME_STRIDE
+from ...wan_model.variants import FAMILIES, TIME_STRIDE
 from ..messages import latents
 from ..model import memory
 from ..model.loading import make_patcher, place
@@ -294,7 +294,7 @@ def latent_shape(vae, batch: int, frames: int, height: int, width: int) -> tuple
     Raises ValueError for a VAE that is not a Wan VAE.
     """
     channels, stride = vae.latent_channels, vae.spacial_compression_decode()
-    if vae.latent_dim != 3 or channels not in (16, 48):
+    if vae.latent_dim != 3 or channels not in FAMILIES:
         raise ValueError(
             f"This VAE makes latents of {channels} channels, Wan has 16 (2.1 and A14B) or 48 (2.2 5B): load a Wan VAE "
             "in WanVAELoader."

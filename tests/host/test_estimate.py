@@ -32,7 +32,7 @@ def times(tmp_path, monkeypatch):
 def big(estimate, room):
     """A 14B model in bfloat16."""
     sizes = dict(dim=5120, ffn_dim=13824, heads=40, layers=40, in_dim=16, out_dim=16, text_dim=4096)
-    config = room("wan_model.variants").DiTConfig(variant="t2v", **sizes)
+    config = room("wan_model.dit.config").DiTConfig(variant="t2v", **sizes)
     return estimate.Part("wan_14B.safetensors", config, int(28.6e9), torch.bfloat16)
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from wan_model.dit.config import DiTConfig
 from wan_model.dit.model import WanDiT
-from wan_model.variants import DiTConfig
 
 CONFIG = DiTConfig("t2v", dim=1024, ffn_dim=4096, heads=8, layers=4, in_dim=16, out_dim=16, text_dim=64)
 STEPS = 4

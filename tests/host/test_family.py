@@ -98,7 +98,7 @@ def in_parts(room, monkeypatch):
 
 
 def one_by_one(room, monkeypatch):
-    monkeypatch.setattr(room("host.model.loading").HostModel, "memory_required", lambda *arguments, **options: 2**60)
+    monkeypatch.setattr(room("host.model.classes").HostModel, "memory_required", lambda *arguments, **options: 2**60)
 
 
 def host_kernels(room, monkeypatch):

@@ -141,7 +141,7 @@ def test_auto_keeps_the_half_precision_of_the_file(room, monkeypatch, kind, bf16
     monkeypatch.setattr(management, "should_use_fp16", lambda *_, **__: True)
     monkeypatch.setattr(management, "should_use_bf16", lambda *_, **__: bf16)
     weights = {"blocks.0.ffn.0.weight": torch.empty(8, 8, dtype=kind, device="meta")}
-    config = room("host.model.loading").CLASSES["t2v"][1]
+    config = room("host.model.classes").config_class("t2v")
     assert room("host.model.precision").dtypes(config, weights, "auto", False) == (expected, None)
     assert room("host.model.precision").dtypes(config, weights, "auto", True) == (
         None,

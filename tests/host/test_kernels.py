@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(not hasattr(comfy.quant_ops, "ck"), reason="this
 
 @pytest.mark.parametrize("frames, batch, chunk", [(1, 1, None), (3, 1, None), (3, 2, 40)])
 def test_a_forward_by_the_hosts_kernels_is_the_same(frames, batch, chunk, room, relative_error):
-    config = room("wan_model.variants").DiTConfig(
+    config = room("wan_model.dit.config").DiTConfig(
         variant="ti2v", dim=256, ffn_dim=512, heads=2, layers=2, in_dim=48, out_dim=48, text_dim=64
     )
     model = room("wan_model.dit.model").WanDiT(config, ops=disable_weight_init)
@@ -20,7 +20,8 @@ def test_a_forward_by_the_hosts_kernels_is_the_same(frames, batch, chunk, room, 
     x = torch.randn(batch, 48, 3, 8, 10, generator=generator)
     t = torch.linspace(0, 900, batch * frames).view(batch, frames)
     context = torch.randn(batch, 20, 64, generator=generator)
-    fused = model(x, t, context, chunk=chunk, kernels=room("host.model.kernels").FUSED)
+    runtime = room("wan_model.dit.runtime").Runtime(chunk=chunk, kernels=room("host.model.kernels").FUSED)
+    fused = model(x, t, context, runtime=runtime)
     assert relative_error(fused, model(x, t, context)) < 1e-5
 
 

@@ -7,10 +7,10 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 VARIANTS = {  # channels in and out, and what else makes the variant
-    "t2v": (16, 16, {}),
-    "i2v": (36, 16, {"image_tokens": 257}),
-    "ti2v": (48, 48, {}),
-    "vace": (16, 16, {"vace_layers": (0, 1)}),
+    "t2v": (16, 16, None),
+    "i2v": (36, 16, ("clip", "ClipImages", 64)),
+    "ti2v": (48, 48, None),
+    "vace": (16, 16, ("vace", "Vace", (0, 1))),
 }
 
 
@@ -22,9 +22,10 @@ def memory(room):
 @pytest.fixture(scope="module")
 def build(room):
     def build(variant, ffn_dim, dtype):
-        in_dim, out_dim, more = VARIANTS[variant]
+        in_dim, out_dim, part = VARIANTS[variant]
         sizes = dict(dim=512, ffn_dim=ffn_dim, heads=4, layers=2, in_dim=in_dim, out_dim=out_dim, text_dim=64)
-        config = room("wan_model.variants").DiTConfig(variant=variant, image_dim=64, **sizes, **more)
+        parts = (getattr(room(f"wan_model.dit.parts.{part[0]}"), part[1])(part[2]),) if part else ()
+        config = room("wan_model.dit.config").DiTConfig(variant=variant, parts=parts, **sizes)
         network = room("host.model.dit").HostDiT(config, ops=comfy.ops.manual_cast, dtype=dtype, device="cpu")
         for parameter in network.parameters():
             parameter.data.normal_(0, 0.02)
@@ -52,9 +53,9 @@ def inputs(room, network, batch, grid, dtype):
     x = torch.randn(batch, config.in_dim, frames, 2 * height, 2 * width, dtype=dtype)
     t = torch.full((batch, frames) if config.variant == "ti2v" else (batch,), 500.0)
     given = {"transformer_options": {"optimized_attention_override": room("host.model.attention").torch_sdpa}}
-    if config.image_tokens:
+    if config.part("clip"):
         given["clip_fea"] = torch.randn(batch, 257, 64, dtype=dtype)
-    if config.vace_layers:
+    if config.part("vace"):
         given["vace_context"] = torch.randn(batch, 1, 96, *x.shape[2:], dtype=dtype)
         given["vace_strength"] = [1.0]
     return (x, t, torch.randn(batch, 512, 64, dtype=dtype)), given
@@ -78,14 +79,18 @@ def test_the_formula_for_other_variants(room, memory, build, variant, contexts):
     arguments, given = inputs(room, network, 1, (5, 16, 16), torch.float32)
     peak = measure.traced(lambda: network(*arguments, **given)).peak
     needed = memory.forward_bytes(
-        network.config, arguments[0].shape, torch.float32, contexts=contexts, chunk=memory.IN_CACHES
+        network.config,
+        arguments[0].shape,
+        torch.float32,
+        shapes={"vace_context": (1, contexts)},
+        chunk=memory.IN_CACHES,
     )
     assert 0.8 < needed / peak < 1.25
 
 
 def test_a_chunk_is_chosen_from_free_memory(memory, room):
     sizes = dict(dim=5120, ffn_dim=13824, heads=40, layers=40, in_dim=16, out_dim=16, text_dim=4096)
-    config = room("wan_model.variants").DiTConfig(variant="t2v", **sizes)
+    config = room("wan_model.dit.config").DiTConfig(variant="t2v", **sizes)
     shape = (1, 16, 21, 90, 160)  # 75,600 tokens of 720p
     whole, least = (memory.forward_bytes(config, shape, torch.bfloat16, chunk=chunk) for chunk in (None, 4096))
     assert 1.2 < whole / least < 2
@@ -104,7 +109,7 @@ def test_parts_give_the_same_result(room, memory, build, monkeypatch, relative_e
 
 
 def test_a_card_gets_what_fits_and_a_cpu_what_its_caches_hold(memory, room, monkeypatch):
-    config = room("wan_model.variants").DiTConfig(
+    config = room("wan_model.dit.config").DiTConfig(
         variant="t2v", dim=1536, ffn_dim=8960, heads=12, layers=30, in_dim=16, out_dim=16, text_dim=4096
     )
     asked, call = [], (config, (1, 16, 21, 60, 104), torch.bfloat16)

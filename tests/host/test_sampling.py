@@ -60,10 +60,14 @@ def test_positions_are_scaled_and_shifted_as_by_the_host(room, model):
     patched.set_model_rope_options(1.5, 2.0, 0.5, -3.0, 2.0, 0.25)  # x, y, t: a scale and a shift each
     options = patched.model_options["transformer_options"]
     expected = theirs.rope_encode(3, 8, 10, device="cpu", dtype=torch.float64, transformer_options=options)
-    kernels = room("host.model.kernels").choose(torch.zeros(1), options["rope_options"])
-    table = kernels.rope_table((3, 4, 5), 128, torch.device("cpu"))
+    rope, runtime = (
+        room("wan_model.dit.rope"),
+        model.model.diffusion_model.runtime(torch.zeros(1, 16, 3, 8, 10), options, {}),
+    )
+    positions = rope.grid_positions((3, 4, 5), scale=runtime.rope_scale, shift=runtime.rope_shift)
+    table = rope.rope_table([positions], 128)
     torch.testing.assert_close(table, expected.flatten(0, 2)[..., 0].float().view(table.shape), rtol=1e-4, atol=1e-5)
-    plain = room("host.model.kernels").choose(torch.zeros(1)).rope_table((3, 4, 5), 128, torch.device("cpu"))
+    plain = rope.rope_table([rope.grid_positions((3, 4, 5))], 128)
     assert (table - plain).abs().max() > 0.5
 
 
@@ -129,7 +133,7 @@ def test_the_hosts_patches_are_served(model, text, latent, run, relative_error):
     assert relative_error(skipped, plain) > 1e-2
 
 
-def test_padding_of_prompts_is_left_out(model, path, text, latent, run, relative_error):
+def test_short_prompts_are_the_padded_ones(model, path, text, latent, run, relative_error):
     short = [
         [[context * (torch.arange(512) < length).unsqueeze(1), {}]]
         for (context, _), length in zip((text[0][0], text[1][0]), (40, 3), strict=True)
@@ -144,16 +148,7 @@ def test_padding_of_prompts_is_left_out(model, path, text, latent, run, relative
     actual = run(counted, short, latent)
     expected = alone(files.load(path)[0], short, latent)
     assert relative_error(actual, model.model.process_latent_out(expected)) < 1e-3
-    assert {shape[:2] for shape in seen} == {(2, 40)}  # both in one batch, the shorter one padded to the longer
-
-
-def test_joined_prompts_keep_their_zeros(room):
-    both = room("host.model.text").without_padding(torch.ones(1, 600, 8) * (torch.arange(600) < 40).unsqueeze(1))
-    single = room("host.model.text").without_padding(torch.ones(1, 512, 8) * (torch.arange(512) < 40).unsqueeze(1))
-    empty = room("host.model.text").without_padding(torch.zeros(1, 512, 8))
-    assert [cond.cond.shape[1] for cond in (both, single, empty)] == [600, 40, 1]
-    assert single.can_concat(empty) and not single.can_concat(both)
-    assert torch.equal(empty.concat([single])[1], single.cond[0])
+    assert {shape[:2] for shape in seen} == {(2, 512)}  # both in one batch
 
 
 def test_two_experts_switch_at_the_boundary(model, room, path, text, latent, run, relative_error, caplog):

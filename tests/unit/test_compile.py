@@ -5,8 +5,9 @@ import recipe
 import torch
 from torch._dynamo import reset
 
+from wan_model.dit.config import DiTConfig
 from wan_model.dit.model import WanDiT, build_dit
-from wan_model.variants import DiTConfig
+from wan_model.dit.runtime import Runtime
 
 CONFIG = DiTConfig(variant="ti2v", dim=256, ffn_dim=512, heads=2, layers=2, in_dim=48, out_dim=48, text_dim=64)
 
@@ -38,16 +39,20 @@ def test_one_graph_serves_blocks_steps_sizes_and_loras(dit, relative_error):
     reset()
     compiled = [torch.compile(block, backend=backend, fullgraph=True, dynamic=True) for block in dit.blocks]
 
-    def on_block(index, block, x, inputs):
+    def run_block(index, block, x, inputs):
         return compiled[index](x, inputs)
 
+    runtime = Runtime(run_block=run_block)
     for size in ((3, 8, 10), (5, 12, 8)):
         for sigma in (0.9, 0.5):
-            assert relative_error(call(dit, size, sigma, on_block=on_block), call(dit, size, sigma)) < 1e-6
+            assert (
+                relative_error(call(dit, size, sigma, runtime=Runtime(run_block=run_block)), call(dit, size, sigma))
+                < 1e-6
+            )
     before = call(dit, size, sigma)
     down, up = recipe.tensor("down", (4, 256)), recipe.tensor("up", (256, 4))
     dit.blocks[0].self_attn.q.weight.add_(up @ down, alpha=0.02)
     after = call(dit, size, sigma)
     assert relative_error(after, before) > 1e-3
-    assert relative_error(call(dit, size, sigma, on_block=on_block), after) < 1e-6
+    assert relative_error(call(dit, size, sigma, runtime=runtime), after) < 1e-6
     assert len(graphs) == 1

@@ -9,9 +9,10 @@ import pytest
 import recipe
 import torch
 
-from wan_model.dit.attention import local, repeating, sdpa, sdpa_once
-from wan_model.dit.layers import parts
+from wan_model.dit.attention import local, sdpa
+from wan_model.dit.layers import pieces
 from wan_model.dit.model import WanDiT, build_dit, dit_config
+from wan_model.dit.runtime import Runtime
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VARIANTS = ["t2v", "i2v", "flf2v", "vace", "i2v_a14b", "ti2v"]
@@ -78,7 +79,7 @@ def test_one_timestep_serves_a_whole_batch(dit_case, relative_error):
 @pytest.mark.parametrize("chunk", [7, 25, 45])  # of 60 tokens in 3 frames: within a frame, one frame, two frames
 def test_chunks_change_nothing(variant, chunk, dit_case, relative_error):
     model, inputs, velocity = dit_case(variant)
-    assert relative_error(model(**inputs, chunk=chunk), velocity) < 1e-5
+    assert relative_error(model(**inputs, runtime=Runtime(chunk=chunk)), velocity) < 1e-5
 
 
 @pytest.mark.parametrize("chunk", [7, 25, 45, 100])
@@ -86,9 +87,9 @@ def test_chunks_of_a_batch_change_nothing(chunk, dit_case, relative_error):
     model, inputs, _ = dit_case("ti2v")
     pair = {name: torch.cat((value, value.flip(-1))) for name, value in inputs.items()}
     whole = model(**pair)
-    assert relative_error(model(**pair, chunk=chunk), whole) < 1e-6
+    assert relative_error(model(**pair, runtime=Runtime(chunk=chunk)), whole) < 1e-6
     shared = {**pair, "t": inputs["t"]}  # one timestep for both
-    assert relative_error(model(**shared, chunk=chunk), model(**shared)) < 1e-6
+    assert relative_error(model(**shared, runtime=Runtime(chunk=chunk)), model(**shared)) < 1e-6
 
 
 @pytest.mark.parametrize("whole, frames, chunk", [(4096, 1, 1000), (4000, 4, 300), (4000, 4, 2500), (4000, 4, 1000)])
@@ -96,7 +97,7 @@ def test_parts_cover_every_token_once_with_its_row(whole, frames, chunk):
     x = torch.arange(2 * whole).view(2, whole, 1)
     rows = torch.arange(2 * frames).view(2, frames, 1)
     seen = []
-    for tokens, index in parts(x, rows, chunk):
+    for tokens, index in pieces(x, rows, chunk):
         assert x[tokens].numel() <= chunk
         row = rows[index].repeat_interleave(x[tokens].shape[1] // rows[index].shape[1], dim=1)
         assert torch.equal(row, x[tokens] // (whole // frames))
@@ -105,7 +106,7 @@ def test_parts_cover_every_token_once_with_its_row(whole, frames, chunk):
 
 
 @pytest.mark.parametrize("length", [1, 40, 511, 512, 600])
-def test_padding_of_the_text_is_made_once(length, dit_case, relative_error):
+def test_the_text_is_padded_to_512_tokens(length, dit_case, relative_error):
     model, inputs, _ = dit_case("i2v")
     context = inputs["context"].repeat(1, 600, 1)[:, :length]
     padded = torch.nn.functional.pad(context, (0, 0, 0, max(0, 512 - length)))
@@ -118,18 +119,8 @@ def test_padding_of_the_text_is_made_once(length, dit_case, relative_error):
 
     expected = model(**{**inputs, "context": padded})
     assert relative_error(model(**short), expected) < 1e-6
-    assert relative_error(model(**short, attention=attention), expected) < 1e-6
+    assert relative_error(model(**short, runtime=Runtime(attention=attention)), expected) < 1e-6
     assert set(lengths) == {inputs["x"].shape[2:].numel() // 4, max(512, length), 257}
-
-
-@pytest.mark.parametrize("dtype, most", [(torch.float32, 3e-6), (torch.bfloat16, 5e-3)])
-def test_repeated_keys_are_attended_to_once(dtype, most, relative_error):
-    q, k, v = (recipe.tensor(name, (2, 40, 64)).to(dtype) for name in "qkv")
-    k[:, -1] *= 0.1
-    expected = repeating(sdpa)(q.double(), k.double(), v.double(), 4, 472)
-    assert relative_error(sdpa_once(q, k, v, 4, 472), expected) < most
-    assert relative_error(repeating(sdpa)(q, k, v, 4, 472), expected) < most
-    assert relative_error(sdpa_once(q, k, v, 4, 1), expected) > 0.1
 
 
 @pytest.mark.parametrize("window", [(3, 5), (0, 0), (-1, 4), (6, -1), (2000, 2000), (-1, -1)])
@@ -148,7 +139,7 @@ def test_window_of_the_configuration(dit_case, relative_error):
     model, inputs, velocity = dit_case("t2v")
     near = WanDiT(dataclasses.replace(model.config, window_size=(9, 9)))
     near.requires_grad_(False).load_state_dict(model.state_dict())
-    expected = model(**inputs, attention=local((9, 9)), cross_attention=sdpa_once)
+    expected = model(**inputs, runtime=Runtime(attention=local((9, 9)), cross_attention=sdpa))
     assert relative_error(near(**inputs), expected) < 1e-6
     assert relative_error(expected, velocity) > 1e-3
     wide = WanDiT(dataclasses.replace(model.config, window_size=(59, 59)))
@@ -162,7 +153,7 @@ def test_gradients_are_those_of_small_differences(chunk, dit_case):
     target = recipe.tensor("target", inputs["x"].shape)
 
     def loss():
-        return ((model(**inputs, chunk=chunk) - target) ** 2).double().mean()
+        return ((model(**inputs, runtime=Runtime(chunk=chunk)) - target) ** 2).double().mean()
 
     names = ("blocks.0.self_attn.q.weight", "blocks.1.ffn.0.weight", "blocks.0.cross_attn.k.weight")
     for name in names:
@@ -192,10 +183,10 @@ def test_blocks_and_attention_can_be_wrapped(dit_case):
     model, inputs, _ = dit_case("i2v")
     calls = []
 
-    def on_block(index, block, x, shared):
-        def cross(q, k, v, heads, repeats):
-            calls.append((index, k.shape[1] - 1 + repeats))
-            return repeating(shared.attention)(q, k, v, heads, repeats)
+    def run_block(index, block, x, shared):
+        def cross(q, k, v, heads):
+            calls.append((index, k.shape[1]))
+            return shared.attention(q, k, v, heads)
 
         shared = dataclasses.replace(shared, cross_attention=cross)
         before = x.clone()
@@ -204,8 +195,7 @@ def test_blocks_and_attention_can_be_wrapped(dit_case):
         assert torch.equal(x, before)  # a caller may keep what it was given
         return out
 
-    expected = model(**inputs, cross_attention=repeating(sdpa))
-    assert torch.equal(model(**inputs, on_block=on_block), expected)
+    assert torch.equal(model(**inputs, runtime=Runtime(run_block=run_block)), model(**inputs))
     assert calls == [(0, 512), (0, 257), (1, 512), (1, 257)]
 
 
@@ -227,6 +217,12 @@ def layouts():
     return json.loads(gzip.decompress((GOLDEN / "checkpoints.json.gz").read_bytes()))
 
 
+def image_tokens(config):
+    """Return how many CLIP tokens a model reads."""
+    both = config.part("clip_positions")
+    return both.tokens_of_both if both else 257 * (config.part("clip") is not None)
+
+
 def meta(layout):
     return {name: torch.empty(shape, device="meta", dtype=torch.bfloat16) for name, shape in layout.items()}
 
@@ -238,9 +234,9 @@ def test_every_official_checkpoint_is_recognised(name, layouts):
     sizes = (config.dim, config.ffn_dim, config.heads, config.layers, config.in_dim, config.out_dim)
     assert (config.variant, *sizes) == OFFICIAL[name]
     assert config.text_dim == 4096
-    assert config.image_tokens == {"i2v": 257, "flf2v": 514}.get(config.variant, 0)
+    assert image_tokens(config) == {"i2v": 257, "flf2v": 514}.get(config.variant, 0)
     vace_layers = {"wan2.1_vace_1.3B": tuple(range(0, 30, 2)), "wan2.1_vace_14B": tuple(range(0, 40, 5))}
-    assert config.vace_layers == vace_layers.get(name, ())
+    assert getattr(config.part("vace"), "layers", ()) == vace_layers.get(name, ())
     assert set(model.state_dict()) == set(layouts[f"official/{name}"])
     assert model.dtype == torch.bfloat16
 

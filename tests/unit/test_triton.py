@@ -12,11 +12,12 @@ import torch
 from torch.nn.functional import normalize, silu
 
 from wan_model.dit import layers, rope
+from wan_model.dit.runtime import Runtime
 from wan_model.kernels import fused
 from wan_model.vae import build_vae, causal
 
 pytest.importorskip("triton", reason="Triton has no wheels for this system")
-triton_kernels = pytest.importorskip("wan_model.triton_kernels")
+triton_kernels = pytest.importorskip("wan_model.kernels.triton_kernels")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # on a CPU conftest.py has Triton interpret
 
 
@@ -80,7 +81,7 @@ def test_a_vae_on_the_kernels_is_the_official_one(name, golden, monkeypatch, rel
 
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-6), (torch.bfloat16, 5e-3)])
 def test_pairs_are_rotated_in_place(dtype, bound, relative_error):
-    table = rope.rope_table((2, 3, 4), 128, DEVICE)
+    table = rope.rope_table([rope.grid_positions((2, 3, 4))], 128, DEVICE)
     x = noise(2, 30, 3 * 128, dtype=dtype)
     part = x[:, 2:26]
     expected = rope.rotate_(part.float().clone(), table)
@@ -100,7 +101,7 @@ def test_a_norm_is_modulated_by_its_frames_rows(dtype, bound, batch, frames, rel
 
 def test_tokens_without_a_row_of_their_own_are_an_error():
     with pytest.raises(ValueError, match="30 tokens cannot be rotated by a table for 24"):
-        triton_kernels.rotate_(noise(1, 30, 128), rope.rope_table((2, 3, 4), 128, DEVICE))
+        triton_kernels.rotate_(noise(1, 30, 128), rope.rope_table([rope.grid_positions((2, 3, 4))], 128, DEVICE))
     rows = noise(1, 4, 1, 128)
     with pytest.raises(ValueError, match="30 tokens are no whole number for each of 4 frames"):
         triton_kernels.norm_modulate(noise(1, 30, 128), rows, rows, 1e-6)
@@ -113,7 +114,10 @@ def test_a_dit_on_the_kernels_is_the_official_one(variant, dit_case, relative_er
     if variant == "vace":
         inputs["vace_scale"] = float(inputs["vace_scale"])
     for chunk in (None, 40):
-        assert relative_error(model(**inputs, kernels=triton_kernels.DIT, chunk=chunk).cpu(), velocity) < 1e-5
+        assert (
+            relative_error(model(**inputs, runtime=Runtime(kernels=triton_kernels.DIT, chunk=chunk)).cpu(), velocity)
+            < 1e-5
+        )
 
 
 def test_a_cpu_gets_none():

@@ -1,6 +1,5 @@
 """Scaled dot-product attention as one function type, so that a backend is a value that a caller passes in."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -9,9 +8,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """attention(q, k, v, heads) -> out: q and out (B, L, heads * head_dim), k and v (B, S, heads * head_dim)."""
-
-ContextAttention = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
-"""attention(q, k, v, heads, repeats) -> out: an `Attention` whose last key and value stand for `repeats` equal ones."""
 
 WINDOW_BLOCK = 1024  # queries that `local` attends with at once; it holds a mask of so many rows
 
@@ -23,32 +19,6 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, L, head_dim)
     return scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)  # (B, L, heads * head_dim)
-
-
-def repeating(attention: Attention) -> ContextAttention:
-    """Cross-attention by any `Attention`, which gets the repeated key and value as often as they stand there."""
-
-    def cross_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, repeats: int) -> Tensor:
-        return attention(q, repeat_last(k, repeats), repeat_last(v, repeats), heads)
-
-    return cross_attention
-
-
-def sdpa_once(q: Tensor, k: Tensor, v: Tensor, heads: int, repeats: int) -> Tensor:
-    """Cross-attention by `sdpa` that attends once to what is repeated, with log(repeats) more score.
-
-    On a CPU: other kernels take such a score in the type of `q` only, and bfloat16 would round the weight by 1%.
-    """
-    if repeats == 1 or q.device.type != "cpu":
-        return repeating(sdpa)(q, k, v, heads, repeats)
-    score = q.new_zeros(1, k.shape[1], dtype=torch.float32)
-    score[:, -1] = math.log(repeats)
-    return sdpa(q, k, v, heads, score)
-
-
-def repeat_last(x: Tensor, times: int) -> Tensor:
-    """(B, n, dim) with its last row standing `times` times: (B, n - 1 + times, dim)."""
-    return torch.cat((x, x[:, -1:].expand(-1, times - 1, -1)), dim=1) if times > 1 else x
 
 
 def local(window: tuple[int, int]) -> Attention:

@@ -1,6 +1,6 @@
-"""The blocks of the Wan DiT, with the official parameter names (`wan/modules/model.py` and `vace_model.py`).
+"""The blocks of the Wan DiT, with the official parameter names (`wan/modules/model.py`).
 
-Weighted layers come from the injected namespace `ops`. Precision is decided in `dit.py`: what these layers
+Weighted layers come from the injected namespace `ops`. Precision is decided in `model.py`: what these layers
 are given is already in the dtype that they compute in. torch's layer and RMS norms accumulate in float32 whatever the
 dtype of their input.
 """
@@ -8,28 +8,30 @@ dtype of their input.
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import groupby, product
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from .attention import Attention, ContextAttention
+from .attention import Attention
 from .rope import rope_table, rotate_
 
-Part = tuple[slice, slice]
-"""Samples of a batch, and tokens or frames of theirs: an index of (B, L, dim) or of (B, F, n, dim)."""
+Piece = tuple[slice, slice]
+"""Samples of a batch, and tokens or rows of theirs: an index of (B, L, dim) or of (B, R, n, dim)."""
+
+WHOLE: Piece = (slice(None), slice(None))
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """Layer norm of `x` (B, L, dim), then `shift + (1 + scale) * x`.
 
-    shift, scale: (B or 1, F or 1, 1, dim); one row serves all the tokens of its latent frame.
+    shift, scale: (B or 1, R, 1, dim); each row serves equally many tokens.
     """
     dim = x.shape[-1]
     if shift.numel() == dim:  # one row for all tokens: normalise and modulate in a single pass
         return layer_norm(x, (dim,), 1 + scale.flatten(), shift.flatten(), eps)
-    x = layer_norm(x, (dim,), eps=eps).unflatten(1, (shift.shape[1], -1))  # (B, F, tokens of a frame, dim)
+    x = layer_norm(x, (dim,), eps=eps).unflatten(1, (shift.shape[1], -1))  # (B, R, tokens of a row, dim)
     return torch.addcmul(shift, x, 1 + scale).flatten(1, 2)  # (B, L, dim)
 
 
@@ -37,7 +39,7 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor
 class Kernels:
     """The operations that only move memory, so that a caller can pass in what its device does in one pass.
 
-    rope_table: makes what `rotate` takes, of (grid, head_dim, device); its first axis is the tokens. rotate may
+    rope_table: makes what `rotate` takes, of (positions, head_dim, device); its first axis is the tokens. rotate may
     overwrite its argument.
     """
 
@@ -53,73 +55,100 @@ TORCH = Kernels()
 class BlockInputs:
     """What all blocks of one forward share. A caller that wraps blocks changes it with `dataclasses.replace`.
 
-    e: time modulation, float32 (B or 1, F or 1, 6, dim). rope: table of the grid. context: embedded text (B, n, dim),
-    of which the last row stands for `repeats` equal ones. image_context: embedded CLIP tokens (B, 257 or 514, dim) or
-    None. attention: runs self-attention; cross_attention: runs text and image cross-attention. chunk: how many tokens
-    at most are projected at once, or None for all: the same result, with less memory in use.
+    time: time embedding, float32 (B or 1, R, dim), which no block reads; e: the modulation made of it, (B or 1, R, 6,
+    dim). counts: tokens that each of the R rows serves, one after the other;
+    None where it is the same number for all. rope: table of the tokens. context: embedded text (B, n, dim).
+    image_context: embedded CLIP tokens (B, n, dim), or None. attention, cross_attention: run self-attention, and
+    attention to text and images. after_text: called one after the other with the block and x (B, L, dim), between the
+    attention to the text and the feed-forward; each returns the new x. chunk: how many tokens at most are projected at
+    once, or None for all: the same result, with less memory in use.
     """
 
+    time: Tensor
     e: Tensor
     rope: Tensor
     context: Tensor
     image_context: Tensor | None
     attention: Attention
-    cross_attention: ContextAttention
-    repeats: int = 1
+    cross_attention: Attention
+    counts: tuple[int, ...] | None = None
+    after_text: tuple[Callable, ...] = ()
     chunk: int | None = None
     kernels: Kernels = TORCH
 
 
 def modulation(table: Tensor, e: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Learned `table` (1, n, dim) plus time modulation `e` (B, F, n, dim), added in float32: n tensors (B, F, 1, dim).
+    """Return learned `table` (1, n, dim) plus time modulation `e` (B, R, n, dim): n tensors (B, R, 1, dim).
 
-    `table` is not inside a layer of `ops`, so it may have been left on another device or in another dtype.
+    They are added in float32. `table` is not inside a layer of `ops`, so it may have been left on another device or in
+    another dtype.
     """
     return (table.to(e) + e).to(dtype).unsqueeze(3).unbind(2)
 
 
 def gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """`x + gate * y` for x, y (B, L, dim) and gate (B or 1, F or 1, 1, dim)."""
-    frames = (gate.shape[1], -1)
-    return torch.addcmul(x.unflatten(1, frames), y.unflatten(1, frames), gate).flatten(1, 2)  # (B, L, dim)
+    """Return `x + gate * y` for x, y (B, L, dim) and gate (B or 1, R, 1, dim)."""
+    rows = (gate.shape[1], -1)
+    return torch.addcmul(x.unflatten(1, rows), y.unflatten(1, rows), gate).flatten(1, 2)  # (B, L, dim)
 
 
-def parts(x: Tensor, e: Tensor, chunk: int | None) -> Iterator[tuple[Part, Part]]:
-    """Splits the tokens x (B, L, dim) into parts of at most `chunk`, each within one sample.
+def pieces(
+    x: Tensor, e: Tensor, chunk: int | None, counts: tuple[int, ...] | None = None
+) -> Iterator[tuple[Piece, Piece]]:
+    """Split the tokens x (B, L, dim) into pieces of at most `chunk` tokens, with equally many tokens a row in each.
 
-    Yields an index of x and one of the modulation `e` (B or 1, F or 1, ...) that belongs to it. A part is whole frames,
-    or lies within one, so that each row of the modulation serves equally many of its tokens.
+    Yield an index of x and one of the modulation `e` (B or 1, R, ...) that belongs to it. With a `chunk`, a piece lies
+    within one sample, and is whole rows or lies within one.
     """
     batch, length = x.shape[:2]
-    if chunk is None or batch * length <= chunk:
-        yield (slice(None), slice(None)), (slice(None), slice(None))
-        return
-    frames = e.shape[1]
-    of_frame = length // frames
-    at_once = max(1, chunk // of_frame)  # frames
-    size = min(chunk, at_once * of_frame)
-    for b, f in product(range(batch), range(0, frames, at_once)):
-        stop = min(f + at_once, frames)
-        rows = (slice(b, b + 1) if e.shape[0] > 1 else slice(None), slice(f, stop))
-        for start in range(f * of_frame, stop * of_frame, size):
-            yield (slice(b, b + 1), slice(start, min(start + size, stop * of_frame))), rows
+    if counts is None:
+        if chunk is None or batch * length <= chunk:
+            yield WHOLE, WHOLE
+            return
+        counts = (length // e.shape[1],) * e.shape[1]
+    token = row = 0
+    for count, equal in groupby(counts):
+        rows = len(list(equal))
+        if chunk is None:
+            yield (slice(None), slice(token, token + rows * count)), (slice(None), slice(row, row + rows))
+        else:
+            yield from _equal_rows(e, batch, token, row, rows, count, chunk)
+        token, row = token + rows * count, row + rows
 
 
-def in_parts(function: Callable[[Part, Part], tuple[Tensor, ...]], x: Tensor, e: Tensor, chunk: int | None):
-    """What `function` makes of each of `parts(x, e, chunk)`, joined to tensors (B, L, n)."""
+def _equal_rows(e: Tensor, batch: int, token: int, row: int, rows: int, count: int, chunk: int):
+    """`pieces` of `rows` rows of `count` tokens each, which begin at `token` and `row`."""
+    at_once = max(1, chunk // count)  # rows
+    size = min(chunk, at_once * count)
+    for b, r in product(range(batch), range(0, rows, at_once)):
+        stop = min(r + at_once, rows)
+        sample = slice(b, b + 1) if e.shape[0] > 1 else slice(None)
+        for start in range(token + r * count, token + stop * count, size):
+            end = min(start + size, token + stop * count)
+            yield (slice(b, b + 1), slice(start, end)), (sample, slice(row + r, row + stop))
+
+
+def by_pieces(
+    function: Callable[[Piece, Piece], tuple[Tensor, ...]],
+    x: Tensor,
+    e: Tensor,
+    chunk: int | None,
+    counts: tuple[int, ...] | None = None,
+) -> tuple[Tensor, ...]:
+    """Return what `function` makes of each of the `pieces`, joined to tensors (B, L, n)."""
     joined = ()
-    for tokens, rows in parts(x, e, chunk):
+    for tokens, rows in pieces(x, e, chunk, counts):
         made = function(tokens, rows)
-        if tokens == (slice(None), slice(None)):
+        if tokens == WHOLE:
             return made
-        joined = joined or tuple(piece.new_empty(*x.shape[:2], piece.shape[-1]) for piece in made)
-        for whole, piece in zip(joined, made, strict=True):
-            whole[tokens] = piece
+        joined = joined or tuple(part.new_empty(*x.shape[:2], part.shape[-1]) for part in made)
+        for whole, part in zip(joined, made, strict=True):
+            whole[tokens] = part
     return joined
 
 
 class SelfAttention(nn.Module):
-    """Projections of self-attention. Not called as a whole: the block projects in parts and attends to all tokens."""
+    """Projections of self-attention. Not called as a whole: a block projects in pieces and attends to all tokens."""
 
     def __init__(self, dim, heads, eps, ops, **factory):
         super().__init__()
@@ -132,33 +161,28 @@ class SelfAttention(nn.Module):
         self.norm_k = ops.RMSNorm(dim, eps=eps, **factory)
 
     def qkv(self, x: Tensor, rope: Tensor, rotate: Callable) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised and rotated queries and keys, and values, each (B, L, dim)."""
+        """Return normalised and rotated queries and keys, and values, each (B, L, dim)."""
         return rotate(self.norm_q(self.q(x)), rope), rotate(self.norm_k(self.k(x)), rope), self.v(x)
 
 
 class CrossAttention(SelfAttention):
-    """Attention to the text and, if `image`, to the CLIP tokens with keys and values of their own, summed."""
+    """Attention to the text and, where there is one, to an image with keys and values of its own, summed.
 
-    def __init__(self, dim, heads, eps, image, ops, **factory):
-        super().__init__(dim, heads, eps, ops, **factory)
-        if image:
-            self.k_img = ops.Linear(dim, dim, **factory)
-            self.v_img = ops.Linear(dim, dim, **factory)
-            self.norm_k_img = ops.RMSNorm(dim, eps=eps, **factory)
+    The part for CLIP images gives it `k_img`, `v_img` and `norm_k_img`.
+    """
 
-    def keys_values(self, inputs: BlockInputs) -> list[tuple[Tensor, Tensor, int]]:
-        """Keys and values (B, n, dim), and how often the last stands there: of the text, and of an image if any."""
+    def keys_values(self, inputs: BlockInputs) -> list[tuple[Tensor, Tensor]]:
+        """Return keys and values (B, n, dim) of the text, and of an image if there is one."""
         text, image = inputs.context, inputs.image_context
-        found = [(self.norm_k(self.k(text)), self.v(text), inputs.repeats)]
+        found = [(self.norm_k(self.k(text)), self.v(text))]
         if image is not None:
-            found.append((self.norm_k_img(self.k_img(image)), self.v_img(image), 1))
+            found.append((self.norm_k_img(self.k_img(image)), self.v_img(image)))
         return found
 
-    def forward(self, x: Tensor, keys_values: list[tuple[Tensor, Tensor, int]], attention: ContextAttention) -> Tensor:
+    def forward(self, x: Tensor, keys_values: list[tuple[Tensor, Tensor]], attention: Attention) -> Tensor:
         """x (B, L, dim) -> (B, L, dim)."""
         q = self.norm_q(self.q(x))
-        results = (attention(q, k, v, self.heads, repeats) for k, v, repeats in keys_values)
-        return self.o(functools.reduce(torch.add, results))
+        return self.o(functools.reduce(torch.add, (attention(q, k, v, self.heads) for k, v in keys_values)))
 
 
 class FeedForward(nn.Sequential):
@@ -177,7 +201,7 @@ class FeedForward(nn.Sequential):
 class Block(nn.Module):
     """One transformer block: self-attention, cross-attention and feed-forward, each callable alone.
 
-    None of the three parts changes the `x` (B, L, dim) that it is given.
+    None of the three changes the `x` (B, L, dim) that it is given.
     """
 
     def __init__(self, config, ops, **factory):
@@ -186,65 +210,53 @@ class Block(nn.Module):
         self.eps = eps
         self.self_attn = SelfAttention(dim, heads, eps, ops, **factory)
         self.norm3 = ops.LayerNorm(dim, eps=eps, **factory)
-        self.cross_attn = CrossAttention(dim, heads, eps, config.image_tokens > 0, ops, **factory)
+        self.cross_attn = CrossAttention(dim, heads, eps, ops, **factory)
         self.ffn = FeedForward(dim, config.ffn_dim, ops, **factory)
         self.modulation = nn.Parameter(torch.empty(1, 6, dim, **factory))
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
-        """The three parts in order."""
+        """Return x after the three in order."""
         x = self.attend(x, inputs)
         x = self.attend_context(x, inputs)
+        for add in inputs.after_text:
+            x = add(self, x)
         return self.feed_forward(x, inputs)
 
     def attend(self, x: Tensor, inputs: BlockInputs) -> Tensor:
-        """Residual plus self-attention between all tokens."""
+        """Return x plus self-attention between all tokens."""
         shift, scale, gate = modulation(self.modulation[:, :3], inputs.e[:, :, :3], x.dtype)
         attn, kernels = self.self_attn, inputs.kernels
 
-        def project(tokens: Part, rows: Part) -> tuple[Tensor, ...]:
+        def project(tokens: Piece, rows: Piece) -> tuple[Tensor, ...]:
             normed = kernels.norm_modulate(x[tokens], shift[rows], scale[rows], self.eps)
             return attn.qkv(normed, inputs.rope[tokens[1]], kernels.rotate)
 
-        y = inputs.attention(*in_parts(project, x, inputs.e, inputs.chunk), attn.heads)
+        y = inputs.attention(*by_pieces(project, x, inputs.e, inputs.chunk, inputs.counts), attn.heads)
 
-        def add(tokens: Part, rows: Part) -> tuple[Tensor, ...]:
+        def add(tokens: Piece, rows: Piece) -> tuple[Tensor, ...]:
             return (gated_add(x[tokens], attn.o(y[tokens]), gate[rows]),)
 
-        return in_parts(add, x, inputs.e, inputs.chunk)[0]
+        return by_pieces(add, x, inputs.e, inputs.chunk, inputs.counts)[0]
 
     def attend_context(self, x: Tensor, inputs: BlockInputs) -> Tensor:
-        """Residual plus attention to the text and image context."""
+        """Return x plus attention to the text and image context."""
         keys_values = self.cross_attn.keys_values(inputs)
 
-        def add(tokens: Part, rows: Part) -> tuple[Tensor, ...]:
-            of_sample = [(k[tokens[0]], v[tokens[0]], repeats) for k, v, repeats in keys_values]
+        def add(tokens: Piece, rows: Piece) -> tuple[Tensor, ...]:
+            of_sample = [(k[tokens[0]], v[tokens[0]]) for k, v in keys_values]
             return (x[tokens] + self.cross_attn(self.norm3(x[tokens]), of_sample, inputs.cross_attention),)
 
-        return in_parts(add, x, inputs.e, inputs.chunk)[0]
+        return by_pieces(add, x, inputs.e, inputs.chunk, inputs.counts)[0]
 
     def feed_forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
-        """Residual plus feed-forward."""
+        """Return x plus the feed-forward."""
         shift, scale, gate = modulation(self.modulation[:, 3:], inputs.e[:, :, 3:], x.dtype)
 
-        def add(tokens: Part, rows: Part) -> tuple[Tensor, ...]:
+        def add(tokens: Piece, rows: Piece) -> tuple[Tensor, ...]:
             normed = inputs.kernels.norm_modulate(x[tokens], shift[rows], scale[rows], self.eps)
             return (gated_add(x[tokens], self.ffn(normed), gate[rows]),)
 
-        return in_parts(add, x, inputs.e, inputs.chunk)[0]
-
-
-class VaceBlock(Block):
-    """A block over the control tokens, which also makes the hint that one main block adds to its output."""
-
-    def __init__(self, config, first, ops, **factory):
-        super().__init__(config, ops, **factory)
-        if first:
-            self.before_proj = ops.Linear(config.dim, config.dim, **factory)
-        self.after_proj = ops.Linear(config.dim, config.dim, **factory)
-
-    def start(self, control: Tensor, x: Tensor) -> Tensor:
-        """First block only: control tokens (B, L, dim) joined with the embedded latent `x` (B, L, dim)."""
-        return self.before_proj(control) + x
+        return by_pieces(add, x, inputs.e, inputs.chunk, inputs.counts)[0]
 
 
 class Head(nn.Module):
@@ -257,34 +269,13 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.empty(1, 2, config.dim, **factory))
 
     def forward(self, x: Tensor, e: Tensor, chunk: int | None = None) -> Tensor:
-        """x (B, L, dim), e (B or 1, F or 1, dim) float32 -> (B, L, out_dim * patch) float32, `chunk` tokens at once."""
+        """x (B, L, dim), e (B or 1, R, dim) float32 -> (B, L, out_dim * patch) float32, `chunk` tokens at once.
+
+        Each of the R rows serves equally many tokens.
+        """
         shift, scale = modulation(self.modulation, e.unsqueeze(2), torch.float32)
 
-        def project(tokens: Part, rows: Part) -> tuple[Tensor, ...]:
+        def project(tokens: Piece, rows: Piece) -> tuple[Tensor, ...]:
             return (self.head(norm_modulate(x[tokens].float(), shift[rows], scale[rows], self.eps)),)
 
-        return in_parts(project, x, e, chunk)[0]
-
-
-class ImageEmbedding(nn.Module):
-    """CLIP tokens to context tokens (`MLPProj`); with two images their tokens are told apart by `emb_pos`."""
-
-    def __init__(self, config, ops, **factory):
-        super().__init__()
-        image_dim, dim = config.image_dim, config.dim
-        self.proj = nn.Sequential(
-            ops.LayerNorm(image_dim, **factory),
-            ops.Linear(image_dim, image_dim, **factory),
-            nn.GELU(),
-            ops.Linear(image_dim, dim, **factory),
-            ops.LayerNorm(dim, **factory),
-        )
-        self.emb_pos = None
-        if config.variant == "flf2v":
-            self.emb_pos = nn.Parameter(torch.empty(1, config.image_tokens, image_dim, **factory))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, tokens, image_dim) -> (B, tokens, dim)."""
-        if self.emb_pos is not None:  # outside a layer of `ops`, like `modulation`
-            x = x + self.emb_pos[:, : x.shape[1]].to(x)
-        return self.proj(x)
+        return by_pieces(project, x, e, chunk)[0]

@@ -1,39 +1,75 @@
 """Rotary position embedding over frame, row and column (`rope_params`, `rope_apply` of `wan/modules/model.py`)."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 THETA = 10000.0
 
-
 Axes = tuple[float, float, float]  # a number for frames, rows and columns
 
 
-def rope_table(
-    grid: tuple[int, int, int],
-    head_dim: int,
-    device: torch.device | None = None,
-    *,
-    scale: Axes = (1.0, 1.0, 1.0),
-    shift: Axes = (0.0, 0.0, 0.0),
-) -> Tensor:
-    """Cosine and sine for every token of a (F, H, W) grid: float32 (F * H * W, head_dim / 2, 2).
+@dataclass(frozen=True)
+class Positions:
+    """Rotary positions of a grid of tokens: one number for each of its frames, rows and columns.
 
-    Rows and columns get a third of the pairs each, rounded down, and frames the rest. A token at index k of an axis has
-    the position scale * k + shift. Angles are float64: at a large position their float32 rounding would be visible in
-    the rotation.
+    source: turns all pairs of channels further by this many positions, to tell token streams of the same place apart.
     """
+
+    frames: tuple[float, ...]
+    rows: tuple[float, ...]
+    columns: tuple[float, ...]
+    source: int = 0
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Number of frames, rows and columns."""
+        return len(self.frames), len(self.rows), len(self.columns)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        frames, rows, columns = self.grid
+        return frames * rows * columns
+
+
+def grid_positions(
+    grid: tuple[int, int, int], *, scale: Axes = (1.0, 1.0, 1.0), shift: Axes = (0.0, 0.0, 0.0), source: int = 0
+) -> Positions:
+    """Return the positions scale * k + shift of the tokens k = 0, 1, ... along each axis of `grid`."""
+    axes = (tuple(a * k + b for k in range(n)) for n, a, b in zip(grid, scale, shift, strict=True))
+    return Positions(*axes, source=source)
+
+
+def rope_table(positions: Sequence[Positions], head_dim: int, device: torch.device | None = None) -> Tensor:
+    """Return cosine and sine for every token of these grids, one after the other: float32 (tokens, head_dim / 2, 2).
+
+    Rows and columns get a third of the pairs each, rounded down, and frames the rest. Angles are float64: at a large
+    position their float32 rounding would be visible in the rotation.
+    """
+    tables = [_grid_table(grid, head_dim, device) for grid in positions]
+    return tables[0] if len(tables) == 1 else torch.cat(tables)
+
+
+def _grid_table(positions: Positions, head_dim: int, device: torch.device | None) -> Tensor:
     third = 2 * (head_dim // 6)
-    axes = []
-    for axis, (length, channels) in enumerate(zip(grid, (head_dim - 2 * third, third, third), strict=True)):
-        exponent = torch.arange(0, channels, 2, dtype=torch.float64) / channels
-        position = scale[axis] * torch.arange(length, dtype=torch.float64) + shift[axis]
-        angle = torch.outer(position, THETA**-exponent)  # (length, channels / 2)
+    turn = positions.source * _frequencies(head_dim)  # (head_dim / 2,)
+    axes, done = [], 0
+    for axis, channels in enumerate((head_dim - 2 * third, third, third)):
+        place = torch.tensor((positions.frames, positions.rows, positions.columns)[axis], dtype=torch.float64)
+        angle = torch.outer(place, _frequencies(channels)) + turn[done : done + channels // 2]
+        done += channels // 2
         rotation = torch.stack((angle.cos(), angle.sin()), dim=-1).to(device, torch.float32)
         shape = [1, 1, 1, -1, 2]
-        shape[axis] = length
-        axes.append(rotation.view(shape).expand(*grid, -1, -1))  # (F, H, W, channels / 2, 2)
+        shape[axis] = len(place)
+        axes.append(rotation.view(shape).expand(*positions.grid, -1, -1))  # (F, H, W, channels / 2, 2)
     return torch.cat(axes, dim=-2).flatten(0, 2)  # (F * H * W, head_dim / 2, 2)
+
+
+def _frequencies(channels: int) -> Tensor:
+    return THETA ** -(torch.arange(0, channels, 2, dtype=torch.float64) / channels)
 
 
 def rotate_(x: Tensor, table: Tensor) -> Tensor:

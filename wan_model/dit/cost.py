@@ -1,0 +1,72 @@
+"""What a forward takes: tokens, bytes and floating point operations, counted from `layers.py` and the parts."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from ..variants import PATCH, TEXT_LENGTH
+from .config import HEAD_DIM, DiTConfig
+
+Shapes = Mapping[str, Sequence[int]]  # of the conditions that are given, by name
+
+
+def clip_tokens(shape: Sequence[int]) -> int:
+    """Return the tokens of a latent of `shape` (B, C, F, H, W), whose sides may be odd."""
+    return shape[0] * shape[2] * math.ceil(shape[3] / PATCH[1]) * math.ceil(shape[4] / PATCH[2])
+
+
+def all_tokens(config: DiTConfig, shape: Sequence[int], shapes: Shapes | None = None) -> int:
+    """Return the tokens of a forward: those of the clip, and those that the parts add for the given conditions."""
+    return clip_tokens(shape) + shape[0] * sum(part.extra_tokens(shape, shapes or {}) for part in config.parts)
+
+
+def forward_bytes(
+    config: DiTConfig,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    *,
+    shapes: Shapes | None = None,
+    chunk: int | None = None,
+) -> int:
+    """Return the most memory in bytes that a forward holds at a time besides weights and input.
+
+    shape: of the latent (B, C, F, H, W). dtype: what it computes in. shapes: of the conditions that are given. chunk:
+    most tokens that are projected at once, or None. It holds for attention without a matrix of scores, as torch's,
+    flash and SageAttention are; ComfyUI's split and sub-quadratic ones size themselves by what is free.
+    """
+    shapes = shapes or {}
+    count = all_tokens(config, shape, shapes)
+    part = count if chunk is None else min(chunk, count)
+    joined = part < count  # the results of the parts are collected in a tensor of their own
+    dim = config.dim * dtype.itemsize
+    rotating = 6 if dtype.itemsize < 4 else 4  # rotation is in float32
+    attended = 5 if config.part("clip") else 4
+    phases = (
+        # the block's input; of a part: normed, q, k and what makes the second of these
+        count * dim * (4 if joined else 1) + part * dim * rotating,
+        # the block's input, q, k, v and the result of attention
+        count * dim * 5,
+        # the block's input, that of cross-attention; of a part: normed, q, and what attention gives and is made of that
+        count * dim * (3 if joined else 2) + part * dim * attended,
+        # the block's input, that of the feed-forward; of a part: normed, hidden, projected
+        count * dim * (3 if joined else 2) + part * (2 * dim + config.ffn_dim * dtype.itemsize),
+    )
+    context = 3 * shape[0] * TEXT_LENGTH * dim  # embedded, and a block's keys and values of it
+    rotations = count // shape[0] * HEAD_DIM * torch.float32.itemsize
+    extras = sum(part.extra_bytes(config, shape, dtype.itemsize, shapes) for part in config.parts)
+    return max(phases) + extras + context + rotations
+
+
+def largest_weight(config: DiTConfig, dtype: torch.dtype) -> int:
+    """Return the bytes of the largest weight, of which a copy is made where it is cast or brought to the device."""
+    return config.dim * config.ffn_dim * dtype.itemsize
+
+
+def flops(config: DiTConfig, length: int) -> float:
+    """Return the floating point operations of one forward for `length` tokens of one sample."""
+    dim = config.dim
+    linear = 2 * length * (6 * dim * dim + 2 * dim * config.ffn_dim) + 4 * TEXT_LENGTH * dim * dim
+    scores = 4 * length * (length + TEXT_LENGTH) * dim
+    blocks = config.layers + sum(part.extra_blocks for part in config.parts)
+    return blocks * (linear + scores)

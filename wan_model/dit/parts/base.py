@@ -1,0 +1,69 @@
+"""The interface of a part: what a variant adds to the network of text to video."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ..config import DiTConfig
+    from ..read import Sizes
+    from ..sequence import Draft
+
+Shape = tuple[int, ...]
+
+
+class Part:
+    """A part of some variants, as a frozen dataclass of its sizes.
+
+    It holds no state: modules live in the network under their official names, and what lasts for one forward lives in
+    the functions that `prepare` leaves in the draft.
+
+    name: as the rows of `variants.VARIANTS` call it. mark: a parameter that reveals it in a checkpoint; None for a part
+    without weights. conditions: the arguments of a forward that it reads.
+    """
+
+    name: ClassVar[str]
+    mark: ClassVar[str | None] = None
+    conditions: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def read(cls, sizes: Sizes, layers: int) -> Part:
+        """Return the part of a checkpoint of so many blocks; raise ValueError if a tensor it needs is missing."""
+        return cls()
+
+    def build(self, network: nn.Module, config: DiTConfig, ops, **factory) -> None:
+        """Give `network` this part's modules under their official names."""
+
+    def check(self, config: DiTConfig, given: Mapping[str, object], x: Tensor) -> None:
+        """Raise ValueError if a condition is missing, or does not fit the latent x (B, in_dim, F, H, W)."""
+
+    def prepare(self, network: nn.Module, draft: Draft) -> None:
+        """Add tokens, embeddings and functions to `draft`, from the conditions that it was given."""
+
+    def extra_tokens(self, shape: Shape, shapes: Mapping[str, Shape]) -> int:
+        """Return how many tokens it adds for one sample to those of a latent of `shape` (B, C, F, H, W).
+
+        shapes: of the conditions that are given, by name.
+        """
+        return 0
+
+    def extra_bytes(self, config: DiTConfig, shape: Shape, itemsize: int, shapes: Mapping[str, Shape]) -> int:
+        """Return the bytes that it holds throughout the blocks; arguments as in `extra_tokens`."""
+        return 0
+
+    @property
+    def extra_blocks(self) -> int:
+        """Number of blocks that it runs over as many tokens as the main blocks have."""
+        return 0
+
+
+def check_same_size(name: str, condition: Tensor, x: Tensor) -> None:
+    """Raise ValueError if batch, frames or sides of `condition` are not those of the latent `x`."""
+    if condition.shape[2:] != x.shape[2:] or condition.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"{name} is {condition.shape[0]} x {tuple(condition.shape[2:])} (batch x frames, height, width), "
+            f"the latent is {x.shape[0]} x {tuple(x.shape[2:])}: make both for the same size and length."
+        )

@@ -1,0 +1,54 @@
+"""What the caller of a forward decides, and a model does not know: where and how its operations run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .attention import Attention, sdpa
+from .layers import TORCH, Block, BlockInputs, Kernels
+from .rope import Axes
+
+if TYPE_CHECKING:
+    from .sequence import Sequence
+
+RunBlock = Callable[[int, Block, Tensor, BlockInputs], Tensor]
+
+
+def call_block(index: int, block: Block, x: Tensor, inputs: BlockInputs) -> Tensor:
+    """Run main block number `index` on x (B, L, dim)."""
+    return block(x, inputs)
+
+
+def keep(x: Tensor, sequence: Sequence) -> tuple[Tensor, Sequence]:
+    """Return the tokens x (B, L, dim) and their `sequence`: all of them are on this device."""
+    return x, sequence
+
+
+def keep_tokens(x: Tensor, sequence: Sequence) -> Tensor:
+    """Return the tokens x (B, L, dim): all of `sequence` are on this device."""
+    return x
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The choices of a caller; the defaults are exact, on one device, all at once.
+
+    attention: runs self-attention unless `config.window_size` bounds it. cross_attention: runs attention to text and
+    images; None for `attention`. kernels, chunk: as in `BlockInputs`. run_block: runs each main block. rope_scale,
+    rope_shift: applied to the clip's rotary positions. shard: takes all tokens (B, L, dim) and their sequence to
+    those of this device; gather: takes these after the blocks, and their sequence, back to all tokens.
+    """
+
+    attention: Attention = sdpa
+    cross_attention: Attention | None = None
+    kernels: Kernels = TORCH
+    chunk: int | None = None
+    run_block: RunBlock = call_block
+    rope_scale: Axes = (1.0, 1.0, 1.0)
+    rope_shift: Axes = (0.0, 0.0, 0.0)
+    shard: Callable[[Tensor, Sequence], tuple[Tensor, Sequence]] = keep
+    gather: Callable[[Tensor, Sequence], Tensor] = keep_tokens

@@ -1,0 +1,130 @@
+"""The members of the Wan family: how a file of each is recognised, and the settings that its authors use.
+
+Sources: `wan/configs/*.py` of Wan 2.1 and 2.2, `wan/modules/*.py`, and the README files of the models.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from .families import WAN21, WAN22, Family
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The authors' sampling settings.
+
+    shift: time shift of the noise schedule. guidance: classifier-free guidance scale. frames: of the training clips.
+    boundary: sigma below which the low-noise expert of a pair takes over; None for models that come alone.
+    low_noise_guidance: guidance of that expert.
+    """
+
+    shift: float = 5.0
+    steps: int = 50
+    guidance: float = 5.0
+    frames: int = 81
+    boundary: float | None = None
+    low_noise_guidance: float | None = None
+
+
+@dataclass(frozen=True)
+class Host:
+    """How ComfyUI knows a variant.
+
+    model: class of `comfy.model_base`. config: class of `comfy.supported_models`. image_to_video: the argument that
+    this configuration gives that class.
+    """
+
+    model: str = "WAN21"
+    config: str = "WAN21_T2V"
+    image_to_video: bool = False
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of `VARIANTS`.
+
+    title: for a sentence. in_dim: channels into the patch embedding. parts: names of the parts (`dit.parts`) that every
+    checkpoint of it has; optional: those that some have; streams: parts without weights. mark: the entry of the file
+    header's transformer config that tells it from a variant with the same weights. experts: sampling as a pair of
+    experts, for a variant whose checkpoints may also be such a pair.
+    """
+
+    title: str
+    family: Family = WAN21
+    in_dim: int = 16
+    parts: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()
+    streams: tuple[str, ...] = ()
+    mark: tuple[str, object] | None = None
+    host: Host = field(default_factory=Host)
+    sampling: Sampling = field(default_factory=Sampling)
+    experts: Sampling | None = None
+
+    @property
+    def takes_image(self) -> bool:
+        """Whether a given image goes into the patch embedding beside the latent."""
+        return self.in_dim > self.family.channels
+
+
+I2V = Host(config="WAN21_I2V", image_to_video=True)
+VARIANTS = {
+    "t2v": Variant(
+        "text to video",
+        streams=("subjects", "sources"),
+        experts=Sampling(shift=12.0, steps=40, guidance=4.0, boundary=0.875, low_noise_guidance=3.0),
+    ),
+    "i2v": Variant(
+        "image to video",
+        in_dim=36,
+        parts=frozenset({"clip"}),
+        host=I2V,
+        sampling=Sampling(shift=3.0, steps=40),
+    ),
+    "flf2v": Variant(
+        "first and last frame to video",
+        in_dim=36,
+        parts=frozenset({"clip", "clip_positions"}),
+        host=I2V,
+        sampling=Sampling(shift=16.0),
+    ),
+    "vace": Variant(
+        "VACE",
+        parts=frozenset({"vace"}),
+        host=Host("WAN21_Vace", "WAN21_Vace"),
+        sampling=Sampling(shift=16.0),
+        experts=Sampling(shift=12.0, steps=40, guidance=4.0, boundary=0.875, low_noise_guidance=3.0),
+    ),
+    "i2v_a14b": Variant(
+        "image to video, A14B",
+        in_dim=36,
+        host=I2V,
+        sampling=Sampling(shift=5.0, steps=40, guidance=3.5, boundary=0.900, low_noise_guidance=3.5),
+    ),
+    "ti2v": Variant(
+        "text and image to video, 5B",
+        family=WAN22,
+        in_dim=48,
+        host=Host("WAN22", "WAN22_T2V", image_to_video=True),
+        sampling=Sampling(frames=121),
+    ),
+}
+
+
+def find(in_dim: int, out_dim: int, parts: Collection[str], header: Mapping[str, object] | None = None) -> str | None:
+    """Return the variant of a checkpoint with these channels and parts, or None.
+
+    header: the transformer config of the file's header. Of several variants that fit, the one with a mark in the header
+    wins, then the one with the most parts.
+    """
+    fitting = [name for name, row in VARIANTS.items() if _fits(row, in_dim, out_dim, parts, header or {})]
+    return max(fitting, key=lambda name: (VARIANTS[name].mark is not None, len(VARIANTS[name].parts)), default=None)
+
+
+def _fits(row: Variant, in_dim: int, out_dim: int, parts: Collection[str], header: Mapping[str, object]) -> bool:
+    channels = (row.in_dim, row.family.channels) == (in_dim, out_dim)
+    return channels and row.parts <= set(parts) and (row.mark is None or header.get(row.mark[0]) == row.mark[1])
+
+
+def of_family(family: Family) -> Iterator[str]:
+    """Yield the names of the variants that sample the latents of `family`."""
+    return (name for name, row in VARIANTS.items() if row.family == family)
