@@ -188,7 +188,8 @@ def own_loop(net, original):
 
 
 def stretched(net, original):
-    return lambda t, h, w, *args, **kwargs: original(t, h, w, *args, **{**kwargs, "t_start": 3})
+    options = {"rope_options": {"scale_t": 0.5}}
+    return lambda t, h, w, **kwargs: original(t, h, w, **{**kwargs, "transformer_options": options})
 
 
 class OtherAttention(nn.Module):
@@ -273,7 +274,7 @@ PATCHES = {
     "chunked feed-forward": chunked_feed_forward,
     "longer rope": longer_rope,
     "block": scale("blocks.{block}.forward", factor=1.1),
-    "one block": scale("blocks.1.forward", factor=1.3),
+    "one block": scale("blocks.0.forward", factor=1.3),
     "self-attention": scale("blocks.{block}.self_attn.forward"),
     "cross-attention": scale("blocks.{block}.cross_attn.forward"),
     "feed-forward": scale("blocks.{block}.ffn.forward"),
@@ -295,7 +296,7 @@ PATCHES = {
     "rope_encode": during_a_call("rope_encode", stretched),
     "unpatchify": during_a_call("unpatchify", louder),
     "module of self-attention": other_modules("blocks.1.self_attn", OtherAttention),
-    "module of a block": other_modules("blocks.1", OtherBlock),
+    "module of a block": other_modules("blocks.0", OtherBlock),
     "double_block replaced": last_sample_alone,
 }
 NEWER = {  # that the Wan of the older host does not call
