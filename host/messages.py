@@ -1,7 +1,8 @@
-"""Words for the person at the graph."""
+"""Messages on nodes, and what several messages name."""
 
 import logging
 
+from ..wan_model.messages import Message
 from ..wan_model.variants import FAMILIES
 from . import server
 
@@ -14,7 +15,9 @@ def say(node_id: str, text: str) -> None:
         instance.send_progress_text(text, node_id)
 
 
-def latents(channels: int) -> str:
-    """What latents of so many channels are called in a sentence."""
+def latents(channels: int) -> Message:
+    """Name latents of so many channels, within another message."""
     family = FAMILIES.get(channels)
-    return f"{channels}-channel latents" + (f" ({family.title})" if family else "")
+    if family is None:
+        return Message("latents", "{channels}-channel latents", channels=channels)
+    return Message("wan_latents", "{channels}-channel latents ({family})", channels=channels, family=family.title)

@@ -2,7 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..host.sampling import sampling
+from ..host.sampling import presets, sampling
+from ..host.sampling.experts import Expert, experts
+from ..host.sampling.schedule import TO_THE_END
 from ..wan_model import solvers
 from .inputs import fraction
 from .search import aliases
@@ -37,6 +39,50 @@ def expert_inputs() -> list:
     ]
 
 
+def few_step_inputs() -> list:
+    """What chooses a schedule other than by steps and shift, or a part of it."""
+    return [
+        io.Combo.Input(
+            "preset",
+            options=list(presets.CHOICES),
+            default=presets.NONE,
+            optional=True,
+            tooltip="The authors' settings for a model or LoRA distilled to few steps; they replace steps, guidance, "
+            "shift and solver. auto takes the one that fits the file names, and changes nothing where none does.",
+        ),
+        io.Sigmas.Input(
+            "sigmas",
+            optional=True,
+            tooltip="Noise levels from a scheduler or SplitSigmas node, within 1 to 0. They replace steps, shift and "
+            "denoise.",
+        ),
+        io.Int.Input(
+            "start_step",
+            default=0,
+            min=0,
+            max=TO_THE_END,
+            optional=True,
+            tooltip="The first step that is run. Above 0 it goes on with the latent of a sampler that ended there.",
+        ),
+        io.Int.Input(
+            "end_step",
+            default=TO_THE_END,
+            min=1,
+            max=TO_THE_END,
+            optional=True,
+            tooltip="The step at which the run ends. Below steps the latent keeps the noise that is left, for another "
+            "sampler.",
+        ),
+        io.Boolean.Input(
+            "add_noise",
+            default=True,
+            optional=True,
+            tooltip="Off for a latent that still holds the noise of ComfyUI's own sampler. After WanSampler nothing "
+            "needs to be set.",
+        ),
+    ]
+
+
 class WanSampler(io.ComfyNode):
     """LATENT sampled by one of Wan's own solvers on its official noise schedule."""
 
@@ -46,12 +92,20 @@ class WanSampler(io.ComfyNode):
             node_id="WanSampler",
             display_name="Wan Sampler",
             category="Wan/sampling",
-            **aliases("ksampler", "unipc", "dpm++", "euler", "video to video", "high noise low noise"),
+            **aliases(
+                *("ksampler", "ksampler advanced", "unipc", "dpm++", "euler", "lcm", "res_multistep", "video to video"),
+                *("high noise low noise", "lightx2v", "lightning", "4 steps", "few steps"),
+            ),
             description="Samples a clip with the official solvers and noise schedule of Wan.",
             inputs=[
                 io.Model.Input("model", tooltip="A Wan model, with or without LoRAs and patches."),
                 io.Conditioning.Input("positive", tooltip="What the clip should show."),
-                io.Conditioning.Input("negative", tooltip="What it should not show. Not used at guidance 1."),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    lazy=True,
+                    tooltip="What it should not show. Not needed at guidance 1, where it is not even encoded.",
+                ),
                 io.Latent.Input("latent", tooltip="An empty latent, or an encoded clip (with denoise below 1)."),
                 io.Int.Input("steps", default=30, min=1, max=1000, tooltip="Solver steps. Official: 40 to 50."),
                 io.Float.Input(
@@ -72,9 +126,10 @@ class WanSampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "solver",
-                    options=list(solvers.SOLVERS),
+                    options=list(solvers.SAMPLERS),
                     default="unipc",
-                    tooltip="unipc and dpmpp are the official second-order solvers, euler is first-order.",
+                    tooltip="unipc and dpmpp are the official second-order solvers, res_multistep too. euler and "
+                    "lcm, which draws new noise in every step, suit models distilled to few steps.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -93,27 +148,70 @@ class WanSampler(io.ComfyNode):
                     tooltip="1 makes a new clip. Below 1 starts from the connected clip: 0.3 changes little.",
                 ),
                 *expert_inputs(),
+                *few_step_inputs(),
             ],
-            outputs=[io.Latent.Output(tooltip="The finished clip, for a decoder.")],
+            outputs=[
+                io.Latent.Output(tooltip="The finished clip, for a decoder."),
+                io.Sigmas.Output(display_name="sigmas", tooltip="The noise levels of the run, for another sampler."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(
+    def choice(
         cls,
         model,
-        positive,
-        negative,
-        latent,
         steps,
         guidance,
         shift,
         solver,
-        seed,
-        denoise,
         low_noise_model=None,
         low_noise_guidance=0.0,
-        boundary=0.0,
+        preset=presets.NONE,
+        sigmas=None,
+        **_,
+    ) -> presets.Choice:
+        """How a run with these inputs of the node samples."""
+        names = []
+        for socket, found in (("model", model), ("low_noise_model", low_noise_model)):
+            if found is not None:
+                names += presets.file_names(found)
+                names += presets.names_upstream(cls.hidden.prompt, cls.hidden.unique_id, socket)
+        widgets = presets.Settings(steps, guidance, low_noise_guidance, shift, solver, sigmas)
+        return presets.Choice(preset, widgets, names, low_noise_model is not None)
+
+    @classmethod
+    def stages(cls, choice: presets.Choice, model, low_noise_model=None, boundary=0.0, **_) -> list[Expert]:
+        """The models of a run with these inputs of the node."""
+        settings = choice.settings
+        return experts(model, settings.guidance, low_noise_model, settings.low_noise_guidance, boundary)
+
+    @classmethod
+    def check_lazy_status(cls, **inputs) -> list[str]:
+        """The negative prompt, where it is connected, not made yet and read by one of the models."""
+        waits = "negative" in inputs and inputs["negative"] is None
+        if not waits:
+            return []
+        stages = cls.stages(cls.choice(**inputs), **inputs)
+        return ["negative"] if any(stage.reads_negative for stage in stages) else []
+
+    @classmethod
+    def execute(
+        cls,
+        positive,
+        latent,
+        seed,
+        denoise,
+        negative=None,
+        start_step=0,
+        end_step=TO_THE_END,
+        add_noise=True,
+        **inputs,
     ) -> io.NodeOutput:
-        schedule = sampling.Schedule(steps=steps, shift=shift, solver=solver, denoise=denoise)
-        stages = sampling.experts(model, guidance, low_noise_model, low_noise_guidance, boundary)
-        return io.NodeOutput(sampling.sample(stages, positive, negative, latent, schedule, seed))
+        choice = cls.choice(**inputs)
+        choice.report()
+        schedule = choice.settings.schedule(denoise if inputs.get("sigmas") is None else 1.0)
+        schedule = schedule.part(start_step, end_step)
+        stages = cls.stages(choice, **inputs)
+        out = sampling.sample(stages, positive, negative, latent, schedule, seed, add_noise)
+        return io.NodeOutput(out, schedule.sigmas)

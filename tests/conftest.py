@@ -3,6 +3,7 @@
 The repository's root stays off `sys.path`: its `nodes` folder would hide ComfyUI's module of that name.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -39,13 +40,16 @@ register("devtools", ROOT)
 recipe = register("recipe", GOLDEN)
 register("writers", ROOT / "tests")
 register("mutations", ROOT / "tests")
+register("official", ROOT / "tests")
 register("measure", ROOT / "benchmarks")
 running_server = register("running_server", ROOT / "tests")
+table = importlib.import_module("official.table")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the tests that talk to ComfyUI from outside their fixtures."""
+    """Give the tests that talk to ComfyUI from outside their fixtures, and print the tables of outcomes."""
     config.pluginmanager.register(running_server)
+    config.pluginmanager.register(table)
 
 
 @dataclass(frozen=True)

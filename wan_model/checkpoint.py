@@ -1,27 +1,41 @@
 """Weights files: recognised by names and shapes alone, then loaded memory-mapped, in official names."""
 
-import pickle
+import logging
 import re
-import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .dit.model import dit_config
-from .vae import vae_config
-from .weights import ggml
+from .dit.config import DiTConfig
+from .dit.model import dit_shapes
+from .dit.parts import PARTS
+from .messages import Message
+from .vae import make_vae, vae_config
+from .variants import VARIANTS, VAEConfig
+from .weights import ggml, marks, wrappings
+from .weights.archive import read_archive
 from .weights.gguf import read_gguf, read_gguf_header
-from .weights.header import CheckpointError, check_archive, corrupt, file_format, read_header
-from .weights.layouts import LAYOUTS, OTHERS, PREFIXES, RELATIVES, Layout, rename
-from .weights.quantisation import PACKED_MARKER, header_layers, mark_layers
+from .weights.header import CheckpointError, corrupt, file_format, read_header
+from .weights.layouts import LAYOUTS, LORA, OTHERS, PREFIXES, RELATIVES, Layout, rename
+from .weights.quantisation import (
+    COMPANION,
+    MARKER,
+    PACKED_MARKER,
+    check_marked,
+    header_layers,
+    mark_layers,
+    marked_layers,
+    quantisation,
+)
 from .weights.tokenizer import spiece_model
 
-DIT = ("t2v", "i2v", "flf2v", "vace", "i2v_a14b", "ti2v")
+DIT = tuple(VARIANTS)
 VACE_MODULE = ("vace_module",)
 VAE = ("vae21", "vae22")
 TEXT_ENCODER = ("umt5",)
@@ -33,17 +47,16 @@ KINDS = {
     TEXT_ENCODER: "a umT5 text encoder",
     CLIP_VISION: "a CLIP vision encoder",
 }
-FP8 = {torch.float8_e4m3fn: "fp8_e4m3fn", torch.float8_e5m2: "fp8_e5m2"}
-
 # The weights that stay packed when their file is a GGUF: nearly all of them. The others are small, or read from once.
 STAYS_PACKED = re.compile(r"(vace_)?blocks\.|token_embedding\.")
 PART = re.compile(r"-(?P<number>\d+)-of-(?P<count>\d{1,5})(?P<ending>\.\w+)$")
 
-# What torch's weights-only unpickler raises for a file that is damaged or asks for anything but tensors.
-UNPICKLING_ERRORS = (
-    *(pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError),
-    *(AssertionError, ArithmeticError, ImportError, OSError, struct.error),
-)
+# Models built on Wan that this pack does not run.
+UNSUPPORTED = tuple(row for row in RELATIVES if not any(re.search(row[0], part.mark) for part in PARTS.values()))
+
+# A whole weight that a Wan DiT does not read belongs to another network; anything else beside the weights is harmless.
+WEIGHT = re.compile(r"\.(weight|bias)$")
+SHOWN = 5  # names that a message spells out
 
 
 @dataclass(frozen=True)
@@ -54,8 +67,10 @@ class Inspection:
     quantisation: None for plain float weights, else "fp8_e4m3fn", "fp8_e5m2", "fp8_scaled", "comfy_quant" or, for a
     GGUF file, "gguf" and its main format, such as "gguf_q4_k". layout: who names the parameters so, in words.
     names: the file's names to the official ones. tensors: meta tensors by official name; a CLIP vision encoder keeps
-    the names of its own layout, which may split or fuse the projections of its attention. layers: the quantised layers
-    that the header lists, by official name.
+    the names of its own layout, which may split or fuse the projections of its attention. layers: the form of each
+    quantised layer that the file marks, by official name. config: sizes of a whole DiT or a VAE. marks: as
+    `marks.read_marks`. notes: sentences for the log on what was chosen and what is left out. elsewhere: whether
+    ComfyUI's own loader runs this relative of Wan and this pack does not.
     """
 
     holds: str
@@ -65,6 +80,19 @@ class Inspection:
     names: Mapping[str, str] | None = None
     tensors: Mapping[str, Tensor] | None = None
     layers: Mapping[str, dict] = field(default_factory=dict)
+    config: DiTConfig | VAEConfig | None = None
+    marks: Mapping[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    elsewhere: bool = False
+
+
+class _File(NamedTuple):
+    """One file with its header read: tensors without values (markers with), texts, a GGUF's format, how to read on."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    packed_as: str | None
+    read: Callable[[], dict[str, Tensor | ggml.Packed]]
 
 
 def parts(path: str | PathLike) -> list[Path]:
@@ -91,20 +119,9 @@ def inspect(path: str | PathLike) -> Inspection:
     """Recognise a weights file, or a model in parts, by the names and shapes in it; no weight is read.
 
     Raises CheckpointError for a file that is missing or damaged, is no weights file, or is a Wan model with sizes that
-    contradict one another.
+    contradict one another, weights that are missing or weights that no such model has.
     """
-    path = Path(path)
-    tensors, metadata, packed = {}, {}, None
-    for part in parts(path):
-        found, more, packed_as = _inspect_part(part)
-        _merge(tensors, found, part)
-        metadata |= more
-        packed = packed or packed_as
-    try:
-        found = recognise(tensors, metadata)
-    except ValueError as error:
-        raise CheckpointError(f"{path.name}: {error}") from None
-    return replace(found, quantisation=f"gguf_{packed.lower()}") if packed else found
+    return _recognise_files(Path(path), _open(path))
 
 
 def read(path: str | PathLike) -> dict[str, Tensor | ggml.Packed]:
@@ -112,9 +129,31 @@ def read(path: str | PathLike) -> dict[str, Tensor | ggml.Packed]:
 
     Raises CheckpointError for a file that is missing or damaged or is no weights file.
     """
+    return _read_on(_open(path))
+
+
+def _open(path: str | PathLike) -> dict[Path, _File]:
+    """Read the header of each part of the model `path`."""
+    return {part: _OPENERS[file_format(part)](part) for part in parts(path)}
+
+
+def _recognise_files(path: Path, files: Mapping[Path, _File]) -> Inspection:
+    tensors, metadata = {}, {}
+    for part, file in files.items():
+        _merge(tensors, file.tensors, part)
+        metadata |= file.metadata
+    packed_as = next((file.packed_as for file in files.values() if file.packed_as), None)
+    try:
+        found = recognise(tensors, metadata)
+    except ValueError as error:
+        raise CheckpointError(f"{path.name}: {error}") from None
+    return replace(found, quantisation=f"gguf_{packed_as.lower()}") if packed_as else found
+
+
+def _read_on(files: Mapping[Path, _File]) -> dict[str, Tensor | ggml.Packed]:
     tensors = {}
-    for part in parts(path):
-        _merge(tensors, _read_part(part), part)
+    for part, file in files.items():
+        _merge(tensors, file.read(), part)
     return tensors
 
 
@@ -125,57 +164,81 @@ def _merge(tensors: dict, more: dict, part: Path) -> None:
     tensors |= more
 
 
-def _inspect_part(path: Path) -> tuple[dict[str, Tensor], dict, str | None]:
-    """Meta tensors and text metadata of one file, and the packed format of a GGUF."""
-    kind = file_format(path)
-    if kind == "torch":
-        return _load_archive(path, "meta"), {}, None
-    if kind == "gguf":
-        header = read_gguf_header(path)
-        tokenizer = {"spiece_model": torch.empty(0, device="meta")} if spiece_model(header.fields) else {}
-        return header.tensors | tokenizer, {}, header.format
-    header = read_header(path)
-    return header.tensors, header.metadata, None
+def _open_archive(path: Path) -> _File:
+    tensors = read_archive(path)
+    return _File({name: tensor.to("meta") for name, tensor in tensors.items()}, {}, None, lambda: tensors)
 
 
-def _read_part(path: Path) -> dict[str, Tensor | ggml.Packed]:
-    kind = file_format(path)
-    if kind == "torch":
-        return _load_archive(path, "cpu")
-    if kind == "gguf":
-        header = read_gguf_header(path)
-        model = spiece_model(header.fields)
+def _open_gguf(path: Path) -> _File:
+    header = read_gguf_header(path)
+    model = spiece_model(header.fields)
+
+    def read_tensors():
         tokenizer = {"spiece_model": torch.frombuffer(bytearray(model), dtype=torch.uint8)} if model else {}
         return read_gguf(path, header.places) | tokenizer
-    read_header(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
-    except SafetensorError as error:
-        raise corrupt(path, str(error)) from None
+
+    tokenizer = {"spiece_model": torch.empty(0, device="meta")} if model else {}
+    return _File(header.tensors | tokenizer, marks.gguf_metadata(header.fields), header.format, read_tensors)
+
+
+def _open_safetensors(path: Path) -> _File:
+    header = read_header(path)
+
+    def read_tensors(names=tuple(header.tensors)):
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in names}
+        except SafetensorError as error:
+            raise corrupt(path, str(error)) from None
+
+    markers = [name for name in header.tensors if name.endswith(MARKER)]  # a few bytes each: what the weights are
+    tensors = header.tensors | (read_tensors(markers) if markers else {})
+    return _File(tensors, header.metadata, None, read_tensors)
+
+
+_OPENERS = {"torch": _open_archive, "gguf": _open_gguf, "safetensors": _open_safetensors}
 
 
 def recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Inspection:
     """What tensors of these names, shapes and dtypes are; meta tensors will do.
 
-    Raises ValueError for a Wan model with sizes that contradict one another or that no variant has.
+    Raises ValueError for a Wan model with sizes that contradict one another or that no variant has, with weights that
+    are missing or that no such model has, and for a file with several models.
     """
-    listing = "\n".join(tensors)
-    other = _first_match(RELATIVES, listing)
+    bare = wrappings.unwrap(tensors)  # name without wrappers -> name in the file
+    listing, transformer = "\n".join(bare), marks.read_marks(metadata or {})
+    other = _first_match((LORA, *UNSUPPORTED), listing)
     if other:
-        return Inspection(other)
-    layout, prefix = _find_layout(tensors)
+        return Inspection(other, marks=transformer, elsewhere=other != LORA[1])
+    layout, prefixes = _find_layout(bare)
     if layout is None:
         return Inspection(_first_match(OTHERS, listing) or f"{len(tensors)} tensors of no model that this pack knows")
-    inner = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
+    prefix = wrappings.choose(prefixes)
+    inner = {name.removeprefix(prefix): theirs for name, theirs in bare.items() if name.startswith(prefix)}
     names = {inner[name]: official for name, official in rename(inner, layout.table).items()}
-    official = {names[name]: tensors[name] for name in names}
-    listed = {name.removeprefix(prefix): form for name, form in header_layers(metadata or {}).items()}
-    layers = {ours: listed[theirs] for theirs, ours in rename(listed, layout.table).items()}
-    variant = _variant(layout.kind, official)
+    official = {ours: tensors[theirs] for theirs, ours in names.items()}
+    listed = wrappings.unwrap(forms := header_layers(metadata or {}))
+    listed = {name.removeprefix(prefix): forms[theirs] for name, theirs in listed.items()}
+    layers = {ours: listed[theirs] for theirs, ours in rename(listed, layout.table).items()} | _marked(official)
+    variant, config, expected = _identify(layout.kind, official, transformer)
+    if isinstance(config, DiTConfig):
+        other = marks.unsupported(transformer, config.variant)
+        if other is not None:
+            return Inspection(other, marks=transformer, elsewhere=True)
+        check_marked(official, layers)
+    left_out = _left_out(official, expected, variant)
     kind = next(phrase for variants, phrase in KINDS.items() if variant in variants)
     return Inspection(
-        f"{kind} ({variant})", variant, _quantisation(official, layers), layout.source, names, official, layers
+        holds=f"{kind} ({variant})",
+        variant=variant,
+        quantisation=quantisation(official, layers),
+        layout=layout.source,
+        names={theirs: ours for theirs, ours in names.items() if ours not in left_out},
+        tensors={name: tensor for name, tensor in official.items() if name not in left_out},
+        layers=layers,
+        config=config,
+        marks=transformer,
+        notes=_notes(prefix, prefixes, sorted(left_out) + [n for n in bare if not n.startswith(tuple(prefixes))]),
     )
 
 
@@ -185,25 +248,42 @@ def expect(path: str | PathLike, kinds: tuple[str, ...], node: str) -> Inspectio
     Raises CheckpointError as `inspect` does, and for a file that holds anything else.
     """
     found = inspect(path)
+    if found.elsewhere and kinds == DIT:
+        raise CheckpointError(_elsewhere(path, found))
     if found.variant not in kinds:
         raise CheckpointError(
-            f"{Path(path).name} holds {found.holds}, not {KINDS[kinds]}: choose {KINDS[kinds]} in {node}."
-        )
+            Message(
+                "other_kind",
+                "{file} holds {holds}, not {wanted}: choose {wanted} in {node}.",
+                file=Path(path).name, holds=found.holds, wanted=KINDS[kinds], node=node,
+            )
+        )  # fmt: skip
     return found
 
 
 def load(path: str | PathLike) -> tuple[dict[str, Tensor], str, str | None]:
-    """The weights of a file in official names, its variant and its quantisation, as in `Inspection`.
+    """The weights of a file in official names, its variant and its quantisation, as in `load_model`."""
+    state_dict, found = load_model(path)
+    return state_dict, found.variant, found.quantisation
+
+
+def load_model(path: str | PathLike) -> tuple[dict[str, Tensor], Inspection]:
+    """The weights of a file in official names, and what the file holds.
 
     The tensors lie in the memory-mapped file: nothing is copied and reading happens on first use. Scaled fp8 layers
     are marked as in `quantisation.mark_layers`; a packed GGUF weight is uint8 (rows, bytes of a row) with its format
     (a key of `ggml.FORMATS`) beside it.
     Raises CheckpointError as `inspect` does, and for a file that holds another model.
     """
-    path, found = Path(path), inspect(path)
+    path, files = Path(path), _open(path)
+    found = _recognise_files(path, files)
+    if found.elsewhere:
+        raise CheckpointError(_elsewhere(path, found))
     if found.variant is None:
         raise CheckpointError(f"{path.name} holds {found.holds}, not a part of Wan: choose another file.")
-    tensors, state_dict = read(path), {}
+    for note in found.notes:
+        logging.warning("%s: %s", path.name, note)
+    tensors, state_dict = _read_on(files), {}
     for name, official in found.names.items():
         value = tensors[name]
         if not isinstance(value, ggml.Packed):
@@ -213,56 +293,81 @@ def load(path: str | PathLike) -> tuple[dict[str, Tensor], str, str | None]:
             state_dict[official.removesuffix(".weight") + PACKED_MARKER] = torch.tensor(value.kind, dtype=torch.uint8)
         else:
             state_dict[official] = ggml.unpack(value, torch.float32)
-    return mark_layers(state_dict, found.layers), found.variant, found.quantisation
+    return mark_layers(state_dict, found.layers), found
 
 
-def _load_archive(path: Path, device: str) -> dict[str, Tensor]:
-    """Tensors of a PyTorch archive: memory-mapped ("cpu") or only their shapes ("meta"). Its pickle can run no code."""
-    check_archive(path)
-    if path.suffix.lower() == ".safetensors":  # newer versions of torch.load go by this ending
-        raise CheckpointError(f"{path.name} is a PyTorch archive under another name: rename it to {path.stem}.pth.")
-    try:
-        content = torch.load(path, map_location=device, mmap=True, weights_only=True)
-    except UNPICKLING_ERRORS:
-        raise CheckpointError(
-            f"{path.name} is damaged or holds more than tensors, which could run code when opened: choose a "
-            ".safetensors file of the same model."
-        ) from None
-    while isinstance(content, dict) and len(content) == 1 and isinstance(next(iter(content.values())), dict):
-        (content,) = content.values()  # {"model_state": {...}} and the like
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path.name} holds a {type(content).__name__}, not named weights: choose another file.")
-    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    size = path.stat().st_size
-    if any(tensor.numel() * tensor.element_size() > size for tensor in tensors.values()):
-        raise CheckpointError(f"{path.name} is corrupt: a tensor claims more than its {size} bytes; download it again.")
-    return tensors
+def _elsewhere(path: str | PathLike, found: Inspection) -> str:
+    return (
+        f"{Path(path).name} holds {found.holds}, which this pack does not run: load it with ComfyUI's Load Diffusion "
+        "Model node."
+    )
 
 
-def _find_layout(names: Mapping[str, Tensor]) -> tuple[Layout | None, str]:
+def _find_layout(names: Mapping[str, str]) -> tuple[Layout | None, list[str]]:
+    """The layout of `names`, and every prefix under which a model in it stands."""
     for layout in LAYOUTS:
-        for prefix in PREFIXES:
-            if all(prefix + mark in names for mark in layout.marks):
-                return layout, prefix
-    return None, ""
+        found = wrappings.prefixes(names, layout.marks)
+        if layout.kind in (*TEXT_ENCODER, *CLIP_VISION):  # other models hold one of these as a part
+            found = [prefix for prefix in found if prefix in PREFIXES]
+        if found:
+            return layout, found
+    return None, []
 
 
 def _first_match(phrases: tuple[tuple[str, str], ...], listing: str) -> str | None:
     return next((phrase for pattern, phrase in phrases if re.search(pattern, listing, re.MULTILINE)), None)
 
 
-def _variant(kind: str, tensors: Mapping[str, Tensor]) -> str:
+def _identify(
+    kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, object]
+) -> tuple[str, DiTConfig | VAEConfig | None, set[str] | None]:
+    """(variant, sizes, names of all weights) of a model; the last two are None where the host's classes read it."""
     if kind == "dit":
-        return dit_config(tensors).variant
+        config, shapes = dit_shapes(tensors, header)
+        return config.variant, config, shapes.keys()
     if kind == "vae":
-        return "vae" + vae_config(tensors).version.replace(".", "")
-    return kind
+        config = vae_config(tensors)
+        return "vae" + config.version.replace(".", ""), config, make_vae(config, device="meta").state_dict().keys()
+    return kind, None, None
 
 
-def _quantisation(tensors: Mapping[str, Tensor], layers: Mapping[str, dict]) -> str | None:
-    if layers or any(name.endswith(".comfy_quant") for name in tensors):
-        return "comfy_quant"
-    if "scaled_fp8" in tensors or any(name.endswith((".scale_weight", ".weight_scale")) for name in tensors):
-        return "fp8_scaled"
-    dtypes = {tensor.dtype for tensor in tensors.values()}
-    return next((name for dtype, name in FP8.items() if dtype in dtypes), None)
+def _marked(tensors: Mapping[str, Tensor]) -> dict[str, dict]:
+    """The layers whose markers were read; meta tensors say nothing."""
+    return marked_layers({name: t for name, t in tensors.items() if t.dtype == torch.uint8 and not t.is_meta})
+
+
+def _left_out(tensors: Mapping[str, Tensor], expected: set[str] | None, variant: str) -> set[str]:
+    """Names that are no part of the model. Raises ValueError for weights that are missing or of another network."""
+    if expected is None:
+        return set()
+    missing = sorted(expected - tensors.keys())
+    if missing:
+        raise ValueError(
+            f"it lacks {len(missing)} weights of a Wan {variant} model ({_some(missing)}): download it again, or "
+            "choose another file."
+        )
+    left = [n for n in tensors if n not in expected and COMPANION.sub(".weight", n) not in expected]
+    left = [name for name in left if name != "scaled_fp8"]
+    foreign = [n for n in left if WEIGHT.search(n) and tensors[n].ndim > 1 and not wrappings.is_aside(n)]
+    if foreign and variant in DIT:
+        raise ValueError(
+            f"it has {len(foreign)} weights that no Wan {variant} model reads ({_some(foreign)}), so it is another "
+            "model built on Wan: load it with ComfyUI's Load Diffusion Model node."
+        )
+    return set(left)
+
+
+def _notes(prefix: str, prefixes: list[str], left_out: list[str]) -> tuple[str, ...]:
+    notes = []
+    if len(prefixes) > 1:
+        what = "the averaged weights (EMA)" if wrappings.is_averaged(prefix) else "the trained weights"
+        listed = ", ".join(repr(name.removesuffix(".")) for name in prefixes)
+        notes.append(f"of the models {listed} in it, {prefix.removesuffix('.')!r} is loaded: {what}.")
+    if left_out:
+        notes.append(f"{len(left_out)} tensors that the model does not read are left out: {_some(left_out)}.")
+    return tuple(notes)
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(name[:80] for name in names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

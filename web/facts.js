@@ -1,7 +1,8 @@
 // What a node tells of its file, its clip or its run.
 
-import { chosenFile, fileOf, infoOf, loaderOf, makerOfLatent } from "./files.js"
+import { chosenFile, fileOf, filesBefore, infoOf, loaderOf, makerOfLatent } from "./files.js"
 import { widgetValue } from "./graph.js"
+import { kindOf } from "./nodes.js"
 import { ask } from "./server.js"
 import { clockTime, say } from "./text.js"
 
@@ -9,20 +10,11 @@ const GIB = 2 ** 30
 const STRIDE = 4 // frames of a latent frame
 const USUAL = { side_step: 16, frame_rate: 16 } // of clips whose VAE is not known: Wan 2.1's
 
-const FACTS = {
-    WanModelLoader: fileFacts,
-    WanVAELoader: fileFacts,
-    WanTextEncoderLoader: fileFacts,
-    WanClipVisionLoader: fileFacts,
-    WanConditioning: clipFacts,
-    WanVACE: clipFacts,
-    WanEmptyLatent: clipFacts,
-    WanSampler: runFacts,
-}
+const FACTS = { file: fileFacts, clip: clipFacts, run: runFacts }
 
 /** Lines about `node` in the editor's language. */
 export async function factsOf(node) {
-    return (await FACTS[node.comfyClass]?.(node)) ?? []
+    return (await FACTS[kindOf(node).note]?.(node)) ?? []
 }
 
 /** `side_step` and `frame_rate` of the clips of the model whose VAE is connected to `node`. */
@@ -74,7 +66,7 @@ async function runFacts(node) {
 async function estimate(node) {
     const [loader, low] = [loaderOf(node, "model"), loaderOf(node, "low_noise_model")]
     const maker = makerOfLatent(node, "latent")
-    const model = loader?.comfyClass === "WanModelLoader" && maker ? await infoOf(loader) : null
+    const model = kindOf(loader).note === "file" && maker ? await infoOf(loader) : null
     if (!model) return null
     const given = { model: fileOf(loader), weight_dtype: widgetValue(loader, "weight_dtype") }
     if (await infoOf(low)) given.low_noise_model = fileOf(low)
@@ -82,7 +74,8 @@ async function estimate(node) {
     const vae = loaderOf(maker, "vae")
     if ((await infoOf(vae))?.channels === model.channels) given.vae = fileOf(vae)
     for (const name of ["width", "height", "length", "batch_size"]) given[name] = widgetValue(maker, name)
-    for (const name of ["steps", "guidance"]) given[name] = widgetValue(node, name)
+    for (const name of ["steps", "guidance", "preset"]) given[name] = widgetValue(node, name)
+    given.names = filesBefore(node).join("\n")
     return Object.values(given).includes(undefined) ? null : ask("estimate", given)
 }
 

@@ -1,21 +1,21 @@
 // The model files that a graph names, and what the server says of them.
 
-import { upstream, widgetValue } from "./graph.js"
+import { allUpstream, hasInput, upstream, widgetValue } from "./graph.js"
+import { kindOf } from "./nodes.js"
 import { ask } from "./server.js"
-
-const LOADERS = { // node class -> [model folder, widget with the file's name, class of ours that takes such files]
-    WanModelLoader: ["diffusion_models", "model_name", "WanModelLoader"],
-    WanVAELoader: ["vae", "vae_name", "WanVAELoader"],
-    WanTextEncoderLoader: ["text_encoders", "text_encoder_name", "WanTextEncoderLoader"],
-    WanClipVisionLoader: ["clip_vision", "clip_vision_name", "WanClipVisionLoader"],
-    UNETLoader: ["diffusion_models", "unet_name", "WanModelLoader"],
-    VAELoader: ["vae", "vae_name", "WanVAELoader"],
-}
 
 /** The name of the file that the loader `node` loads; null for other nodes and for a file that is not there. */
 export function fileOf(node) {
-    const [, widget] = LOADERS[node?.comfyClass] ?? []
-    return widget ? chosenFile(node, widget) : null
+    const { file } = kindOf(node)
+    return file ? chosenFile(node, file) : null
+}
+
+/** The names of the LoRAs that `node` adds, those without strength left out. */
+export function lorasOf(node) {
+    return Object.entries(kindOf(node).loras)
+        .filter(([, strength]) => widgetValue(node, strength) !== 0)
+        .map(([widget]) => chosenFile(node, widget))
+        .filter(Boolean)
 }
 
 /** The file name that the widget `name` says; null where it is none and where the file is not there. */
@@ -27,7 +27,7 @@ export function chosenFile(node, name) {
 
 /** The loader up the wire of the input `name` of `node`, or null. */
 export function loaderOf(node, name) {
-    return upstream(node, name, (found) => found.comfyClass in LOADERS)
+    return upstream(node, name, (found) => kindOf(found).file)
 }
 
 /** The loader of the VAE that the latent in the input `name` of `node` is for, or null. */
@@ -38,20 +38,26 @@ export function vaeOfLatent(node, name) {
 
 /** The node that begins the latent in the input `name` of `node`: the first up the wire that has a VAE. */
 export function makerOfLatent(node, name) {
-    return upstream(node, name, (found) => found.inputs.some((input) => input.name === "vae"))
+    return upstream(node, name, (found) => hasInput(found, "vae"))
 }
 
 /** The loader of the model that sampled the latent in the input `name` of `node`, or null. */
 export function modelOfLatent(node, name) {
-    const sampler = upstream(node, name, (found) => found.inputs.some((input) => input.name === "model"))
+    const sampler = upstream(node, name, (found) => hasInput(found, "model"))
     return sampler && loaderOf(sampler, "model")
+}
+
+/** The names of the models and LoRAs up the wires of the models of the sampler `node`. */
+export function filesBefore(node) {
+    const found = ["model", "low_noise_model"].flatMap((input) => allUpstream(node, input))
+    const names = found.flatMap((loader) => [fileOf(loader), ...lorasOf(loader)])
+    return [...new Set(names.filter(Boolean))]
 }
 
 /** What the server says of the file of the loader `node`; null where it is no part of Wan. */
 export async function infoOf(node) {
     const name = fileOf(node)
     if (!name) return null
-    const [folder, , taker] = LOADERS[node.comfyClass]
-    const checked = await ask("check", { node: taker, file: name })
-    return checked?.problem === null ? ask("info", { folder, name }) : null
+    const checked = await ask("check", { node: node.comfyClass, file: name })
+    return checked?.problem === null ? ask("info", { folder: kindOf(node).folder, name }) : null
 }

@@ -28,23 +28,31 @@ export function allNodes(graph = root(), seen = new Set()) {
     return graph.nodes.flatMap((node) => [node, ...allNodes(node.subgraph, seen)])
 }
 
+/** Whether `node` has an input `name`, connected or not. */
+export function hasInput(node, name) {
+    return node.inputs?.some((input) => input.name === name) ?? false
+}
+
 /** {node, slot} whose output feeds the input `name`, seen through reroutes, bypassed nodes and subgraphs, or null. */
 export function source(node, name) {
     const input = node.inputs?.find((input) => input.name === name)
     return input?.link == null ? null : origin(node.graph, input.link)
 }
 
-/** The first node up the wire of the input `name` that is `wanted`; others are passed by their input of that type. */
+/** The first node up the wire of the input `name` that is `wanted`, or null. */
 export function upstream(node, name, wanted) {
-    for (let passed = 0; passed < 100; passed++) {
-        const fed = source(node, name)
-        if (!fed || wanted(fed.node)) return fed?.node ?? null
-        const through = fed.node.inputs.find((input) => input.type === fed.node.outputs[fed.slot].type)
-        if (!through) return null
-        node = fed.node
-        name = through.name
+    return allUpstream(node, name).find(wanted) ?? null
+}
+
+/** The nodes up the wire of the input `name`, each passed by its input of that type. */
+export function allUpstream(node, name) {
+    const found = []
+    for (let fed = source(node, name); fed && found.length < 100; ) {
+        found.push(fed.node)
+        const through = fed.node.inputs?.find((input) => input.type === fed.node.outputs[fed.slot].type)
+        fed = through ? source(fed.node, through.name) : null
     }
-    return null
+    return found
 }
 
 /** What the widget `name` says, be it set on the node, on the subgraph around it, or by a primitive node. */
@@ -60,6 +68,18 @@ export function widgetValue(node, name) {
         return fed?.node.type === "PrimitiveNode" ? fed.node.widgets?.[0]?.value : undefined
     }
     return node.widgets?.find((widget) => widget.name === name)?.value
+}
+
+/** Sets widgets of `node` ({name: value}) as a hand would, in one change that can be undone. */
+export function setWidgets(node, values) {
+    app.canvas.emitBeforeChange()
+    for (const [name, value] of Object.entries(values)) {
+        const widget = node.widgets.find((found) => found.name === name)
+        widget.value = value
+        widget.callback?.(value)
+    }
+    app.canvas.emitAfterChange()
+    node.graph.setDirtyCanvas(true, true)
 }
 
 function origin(graph, id) {

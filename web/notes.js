@@ -2,16 +2,12 @@
 
 import { factsOf } from "./facts.js"
 import { allNodes } from "./graph.js"
+import { kindOf } from "./nodes.js"
 import { addPanel } from "./panel.js"
+import { offer, suggestionFor } from "./presets.js"
 import { problemsOf } from "./problems.js"
 import { SizeMenu } from "./sizes.js"
 
-const SIZED = ["WanConditioning", "WanVACE", "WanEmptyLatent"]
-const NOTED = [
-    ...SIZED,
-    ...["WanModelLoader", "WanVAELoader", "WanTextEncoderLoader", "WanClipVisionLoader", "WanLoraLoader"],
-    ...["WanTextEncode", "WanSampler", "WanVAEDecode", "WanVAEDecodeToVideo"],
-]
 const PAUSE = 100 // milliseconds that changes are gathered for
 
 const notes = new WeakMap() // node -> its Note
@@ -19,7 +15,7 @@ let timer
 
 /** Gives `node` its note, where it is one that has one, and keeps it up to date. */
 export function attach(node) {
-    if (!NOTED.includes(node.comfyClass)) return
+    if (kindOf(node).note === null) return
     notes.set(node, new Note(node))
     for (const widget of node.widgets) {
         const { callback } = widget
@@ -51,7 +47,7 @@ class Note {
         this.text = document.createElement("div")
         const element = document.createElement("div")
         element.style.cssText = "font-size: 11px; line-height: 1.4; color: var(--input-text); overflow-wrap: anywhere"
-        if (SIZED.includes(node.comfyClass)) {
+        if (kindOf(node).note === "clip") {
             this.menu = new SizeMenu(node)
             element.append(this.menu.element)
         }
@@ -62,10 +58,14 @@ class Note {
 
     async update() {
         const turn = ++this.turn
-        const [facts, problems] = await Promise.all([factsOf(this.node), problemsOf(this.node), this.menu?.update()])
+        const suggestion = kindOf(this.node).note === "run" ? suggestionFor(this.node) : null
+        const asked = [factsOf(this.node), problemsOf(this.node), suggestion, this.menu?.update()]
+        const [facts, problems, suggested] = await Promise.all(asked)
         if (turn !== this.turn) return // the graph has changed since
-        this.text.replaceChildren(...facts.map((text) => line("fact", text)), ...problems.map(problemLine))
-        this.panel.show(Boolean(this.menu || facts.length || problems.length))
+        const lines = [...facts.map((text) => line("fact", text)), ...problems.map(problemLine)]
+        if (suggested) lines.push(offer(this.node, suggested))
+        this.text.replaceChildren(...lines)
+        this.panel.show(Boolean(this.menu || lines.length))
     }
 }
 

@@ -1,62 +1,47 @@
 // What a run would fail with at a node, asked of the server, whose own checks they are.
 
-import { source, upstream, widgetValue } from "./graph.js"
-import { chosenFile, fileOf, loaderOf, modelOfLatent, vaeOfLatent } from "./files.js"
+import { fileOf, loaderOf, lorasOf, modelOfLatent, vaeOfLatent } from "./files.js"
+import { hasInput, source, upstream, widgetValue } from "./graph.js"
+import { kindOf } from "./nodes.js"
 import { ask } from "./server.js"
-import { translate } from "./text.js"
+import { word } from "./text.js"
 
-const OTHER_TEXT_LOADERS = { // node class of the host -> the widget that says what it loads, where that can be umT5
-    CLIPLoader: "type",
-    DualCLIPLoader: null,
-    TripleCLIPLoader: null,
-    QuadrupleCLIPLoader: null,
+const GIVEN = { // argument of a check -> what of it reaches a node; several values are checked one by one
+    file: fileOf,
+    model: (node) => fileOf(hasInput(node, "model") ? loaderOf(node, "model") : modelOfLatent(node, "samples")),
+    low_noise_model: (node) => fileOf(loaderOf(node, "low_noise_model")),
+    vae: (node) => fileOf(hasInput(node, "vae") ? loaderOf(node, "vae") : vaeOfLatent(node, "latent")),
+    lora_name: lorasOf,
+    end_image: (node) => source(node, "end_image") !== null,
+    clip_type: clipType,
 }
-const LORA_SLOTS = [1, 2, 3, 4]
-
-const WIRES = { // node class -> what reaches a node, as lists of values for the server's check of it
-    WanModelLoader: (node) => [{ file: fileOf(node) }],
-    WanVAELoader: (node) => [{ file: fileOf(node) }],
-    WanTextEncoderLoader: (node) => [{ file: fileOf(node) }],
-    WanClipVisionLoader: (node) => [{ file: fileOf(node) }],
-    WanSampler: (node) => [
-        {
-            model: fileOf(loaderOf(node, "model")),
-            low_noise_model: fileOf(loaderOf(node, "low_noise_model")),
-            vae: fileOf(vaeOfLatent(node, "latent")),
-        },
-    ],
-    WanVAEDecode: decoder,
-    WanVAEDecodeToVideo: decoder,
-    WanVACE: (node) => [{ vae: fileOf(loaderOf(node, "vae")) }],
-    WanConditioning: (node) => (source(node, "end_image") ? [{ vae: fileOf(loaderOf(node, "vae")) }] : []),
-    WanLoraLoader: (node) =>
-        LORA_SLOTS.filter((slot) => widgetValue(node, `strength_${slot}`) !== 0)
-            .map((slot) => chosenFile(node, `lora_${slot}`))
-            .filter(Boolean)
-            .map((lora_name) => ({ model: fileOf(loaderOf(node, "model")), lora_name })),
-    WanTextEncode(node) {
-        const loader = upstream(node, "clip", (found) => found.comfyClass in OTHER_TEXT_LOADERS)
-        if (!loader) return []
-        const widget = OTHER_TEXT_LOADERS[loader.comfyClass]
-        return [{ clip_type: widget ? widgetValue(loader, widget) : loader.comfyClass }]
-    },
-}
-const ALL_NEEDED = ["WanVACE", "WanConditioning", "WanLoraLoader"]
 
 /** The sentences that a run would fail with at `node`, in the editor's language. */
 export async function problemsOf(node) {
-    const wires = WIRES[node.comfyClass]?.(node) ?? []
-    const answers = await Promise.all(wires.map((given) => check(node, given)))
-    return answers.filter(Boolean).map(translate)
+    const answers = await Promise.all(questions(node).map((given) => check(node, given)))
+    return answers.filter((answer) => answer?.problem).map((answer) => word({ text: answer.problem, ...answer }))
 }
 
-function decoder(node) {
-    return [{ vae: fileOf(loaderOf(node, "vae")), model: fileOf(modelOfLatent(node, "samples")) }]
+/** Every combination of what reaches `node`, for the server's check of its class. */
+function questions(node) {
+    const names = Object.keys(kindOf(node).given)
+    const combine = (all, name) => {
+        const values = [GIVEN[name](node)].flat()
+        return all.flatMap((given) => values.map((value) => ({ ...given, [name]: value })))
+    }
+    return names.length ? names.reduce(combine, [{}]) : []
 }
 
-async function check(node, given) {
-    const known = Object.entries(given).filter(([, value]) => value != null)
-    const whole = known.length === Object.keys(given).length
-    if (!known.length || (!whole && ALL_NEEDED.includes(node.comfyClass))) return null
-    return (await ask("check", { node: node.comfyClass, ...Object.fromEntries(known) }))?.problem
+/** What the host's loader of the CLIP of `node` was told that it is; null for other loaders. */
+function clipType(node) {
+    const loader = upstream(node, "clip", (found) => found.comfyClass?.endsWith("CLIPLoader"))
+    return loader && (widgetValue(loader, "type") ?? loader.comfyClass)
+}
+
+/** The server's answer, or null where too little is known to ask. */
+function check(node, given) {
+    const known = Object.fromEntries(Object.entries(given).filter(([, value]) => value != null))
+    const needed = Object.entries(kindOf(node).given).filter(([, always]) => always)
+    const enough = Object.keys(known).length && needed.every(([name]) => name in known)
+    return enough ? ask("check", { node: node.comfyClass, ...known }) : null
 }

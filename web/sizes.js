@@ -2,7 +2,7 @@
 
 import { api } from "../../scripts/api.js"
 import { clipKind } from "./facts.js"
-import { source, widgetValue } from "./graph.js"
+import { setWidgets, source, widgetValue } from "./graph.js"
 import { say } from "./text.js"
 
 const PRESETS = [
@@ -46,14 +46,9 @@ export class SizeMenu {
 
     choose(size) {
         if (!size) return
-        const sides = size.split(" ").map(Number)
-        for (const [index, name] of ["width", "height"].entries()) {
-            const widget = this.node.widgets.find((found) => found.name === name)
-            widget.value = sides[index]
-            widget.callback?.(sides[index])
-        }
+        const [width, height] = size.split(" ").map(Number)
+        setWidgets(this.node, { width, height })
         this.element.value = ""
-        this.node.graph.setDirtyCanvas(true, true)
     }
 }
 

@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
+import { kindOf } from "./nodes.js"
 import * as notes from "./notes.js"
 import * as preview from "./preview.js"
 import * as server from "./server.js"
@@ -16,7 +17,7 @@ app.registerExtension({
     },
     nodeCreated(node) {
         notes.attach(node)
-        if (node.comfyClass === "WanSampler") preview.playerOf(node)
+        if (kindOf(node).note === "run") preview.playerOf(node)
     },
     afterConfigureGraph: notes.updateSoon,
     refreshComboInNodes: askAnew,

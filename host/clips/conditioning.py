@@ -9,6 +9,7 @@ import torch
 from einops import repeat
 
 from ...wan_model import geometry
+from ...wan_model.messages import Message
 from ...wan_model.variants import FAMILIES, TIME_STRIDE
 from ..messages import latents
 from ..vae.vae import latent_shape
@@ -68,8 +69,11 @@ def check_end_image(channels: int) -> None:
     """Raises ValueError where a VAE that makes latents of `channels` channels goes with no model for an end image."""
     if FAMILIES[channels].holds_frames:
         raise ValueError(
-            "WanConditioning has an end_image and the VAE of Wan 2.2 5B, a model that holds first frames only: "
-            "disconnect end_image, or use an A14B or 2.1 image-to-video model with its VAE."
+            Message(
+                "end_image_5b",
+                "WanConditioning has an end_image and the VAE of Wan 2.2 5B, a model that holds first frames only: "
+                "disconnect end_image, or use an A14B or 2.1 image-to-video model with its VAE.",
+            )
         )
 
 

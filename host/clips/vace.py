@@ -7,6 +7,7 @@ import comfy.latent_formats
 import torch
 from einops import rearrange
 
+from ...wan_model.messages import Message
 from ...wan_model.variants import WAN21
 from ..messages import latents
 from . import images
@@ -19,8 +20,12 @@ def check_vae(channels: int) -> None:
     """Raises ValueError where a VAE that makes latents of `channels` channels is not that of the VACE models."""
     if channels != WAN21.channels:
         raise ValueError(
-            f"WanVACE works on {latents(WAN21.channels)} and the VAE makes {latents(channels)}: load {WAN21.vae_file} "
-            "in WanVAELoader."
+            Message(
+                "vace_vae",
+                "WanVACE works on {wanted} and the VAE makes {made}: load wan_2.1_vae in WanVAELoader.",
+                wanted=latents(WAN21.channels),
+                made=latents(channels),
+            )
         )
 
 

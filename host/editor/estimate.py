@@ -16,11 +16,12 @@ from ...wan_model import checkpoint, geometry
 from ...wan_model.dit.config import DiTConfig
 from ...wan_model.dit.cost import Shapes, clip_tokens, forward_bytes, largest_weight
 from ...wan_model.dit.model import dit_config
-from ...wan_model.vae import fit_decode, plan_decode, vae_config
+from ...wan_model.vae import fit_decode, plan_decode
 from .. import files
 from ..model import memory, precision
 from ..model.classes import HostModel, config_class
 from ..observe import timing
+from ..sampling import presets
 from ..vae import vae as host_vae
 
 FOLDER = "diffusion_models"
@@ -32,7 +33,14 @@ RANGES = {  # of the numbers in a question
     "steps": (1, 1000),
     "guidance": (1, 30),
 }
-DEFAULTS = {"weight_dtype": "auto", "batch_size": "1", "steps": "30", "guidance": "5"}
+DEFAULTS = {
+    "weight_dtype": "auto",
+    "batch_size": "1",
+    "steps": "30",
+    "guidance": "5",
+    "preset": presets.NONE,
+    "names": "",
+}
 GIB = 2**30
 
 
@@ -73,18 +81,18 @@ def part_of_file(name: str, weight_dtype: str = "auto", vace_name: str | None = 
         raise ValueError(f"There is no weight_dtype '{weight_dtype[:40]}': choose {', '.join(precision.CHOICES)}.")
     path = files.path(FOLDER, name)
     found = checkpoint.expect(path, checkpoint.DIT, "WanModelLoader")
-    paths, tensors = checkpoint.parts(path), dict(found.tensors)
+    paths, tensors, config = checkpoint.parts(path), dict(found.tensors), found.config
     if vace_name is not None:
         module = files.path(FOLDER, vace_name)
         tensors |= checkpoint.expect(module, checkpoint.VACE_MODULE, "vace_name of WanModelLoader").tensors
-        paths = [*paths, *checkpoint.parts(module)]
+        paths, config = [*paths, *checkpoint.parts(module)], dit_config(tensors)
     weights, compute = precision.dtypes(config_class(found.variant), tensors, weight_dtype, bool(found.quantisation))
     if weights is None:  # as it is in the files
         size = sum(map(os.path.getsize, paths))
     else:
         stored = precision.stored(tensors, weights, compute)
         size = sum(tensor.numel() * stored[key].itemsize for key, tensor in tensors.items())
-    return Part(os.path.basename(name), dit_config(tensors), size, compute or weights)
+    return Part(os.path.basename(name), config, size, compute or weights)
 
 
 def part_of_model(model) -> Part | None:
@@ -155,7 +163,7 @@ def decoding(name: str, shape: Sequence[int], place: Place) -> dict:
     Raises ValueError for a name that is not in that folder, a file that holds no Wan VAE, and one of other latents.
     """
     found = checkpoint.expect(files.path("vae", name), checkpoint.VAE, "WanVAELoader")
-    config, (dtype, encode_dtype) = vae_config(found.tensors), host_vae.choose_dtypes()
+    config, (dtype, encode_dtype) = found.config, host_vae.choose_dtypes()
     host_vae.check_channels(config.latent_channels, shape[1])
     weights = sum(
         tensor.numel() * (encode_dtype if key.startswith(("encoder.", "conv1.")) else dtype).itemsize
@@ -176,7 +184,8 @@ def from_query(query: Mapping[str, str]) -> dict:
     """`estimate` for files and inputs of the nodes, by their names there, as texts.
 
     model, width, height and length are required. low_noise_model is the second expert of A14B, vace_name the loader's.
-    weight_dtype, batch_size, steps and guidance have defaults. With vae, a file of models/vae, `peak` and `fits` count
+    weight_dtype, batch_size, steps, guidance and preset have defaults; names are the files of models and LoRAs, one a
+    line, by which the preset "auto" chooses. With vae, a file of models/vae, `peak` and `fits` count
     its `decoding` too, which else is None. Raises ValueError for a number that is missing or out of range, and as
     `part_of_file` and `decoding` do.
     """
@@ -194,7 +203,8 @@ def from_query(query: Mapping[str, str]) -> dict:
         int(width) // stride,
     )
     place, shapes = here(), vace_shapes(config, 1)
-    found = estimate(parts, shape, int(steps), guidance != 1, place, shapes) | {"decoding": None}
+    steps, guided = _sampling(given, int(steps), guidance, len(parts) > 1)
+    found = estimate(parts, shape, steps, guided, place, shapes) | {"decoding": None}
     if given.get("vae"):
         decoded = found["decoding"] = decoding(given["vae"], shape, place)
         found["peak"] = max(found["peak"], decoded["peak"])
@@ -220,6 +230,13 @@ def sentence(found: dict) -> str:
     if not found["fits"]:
         text += ". It may not fit: choose a smaller size or length, or an fp8 or GGUF file"
     return f"{text}."
+
+
+def _sampling(given: Mapping[str, str], steps: int, guidance: float, is_pair: bool) -> tuple[int, bool]:
+    """Return how many steps the run has and whether it is guided, with the preset that is chosen."""
+    widgets = presets.Settings(steps, guidance, low_noise_guidance=0.0, shift=1.0, solver="euler")
+    chosen = presets.Choice(given["preset"], widgets, given["names"].splitlines(), is_pair).settings
+    return chosen.count, any(scale != 1 for scale in chosen.guidances)
 
 
 def _number(name: str, text: str) -> float:

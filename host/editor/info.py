@@ -3,8 +3,6 @@
 import os
 
 from ...wan_model import checkpoint
-from ...wan_model.dit.model import dit_config
-from ...wan_model.vae import vae_config
 from ...wan_model.variants import FAMILIES, VARIANTS
 from ...wan_model.weights.lora import SIZES
 from .. import files
@@ -40,7 +38,7 @@ def describe(folder: str, name: str) -> dict[str, object]:
         "parameters": sum(by_type.values()),
     }
     if found.variant in checkpoint.DIT:
-        config = dit_config(found.tensors)
+        config = found.config
         info |= {
             "channels": config.out_dim,
             "size": SIZES.get(config.dim, f"width {config.dim}"),
@@ -49,7 +47,7 @@ def describe(folder: str, name: str) -> dict[str, object]:
             "clip_vision": "clip_vision_h" if config.part("clip") else None,
         }
     if found.variant in checkpoint.VAE:
-        config = vae_config(found.tensors)
+        config = found.config
         info |= {
             "channels": config.latent_channels,
             "side_step": FAMILIES[config.latent_channels].side_step,

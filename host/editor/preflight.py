@@ -1,19 +1,23 @@
-"""What a run would fail with, told before it from the files that a graph names: the run's own checks, on headers."""
+"""What a run would fail with, told before it from the files that a graph names: the run's own checks, on headers.
+
+`NODES` is the one table of what the editor knows of node classes; the browser asks for it.
+"""
 
 import inspect
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 from ...wan_model import checkpoint
 from ...wan_model.dit.config import DiTConfig
-from ...wan_model.dit.model import WanDiT, dit_config
-from ...wan_model.vae import vae_config
+from ...wan_model.dit.model import WanDiT
+from ...wan_model.messages import Message, message_of
 from .. import files
 from ..clips import conditioning, vace
 from ..encoders import clip
 from ..model import lora
-from ..sampling import sampling
+from ..sampling import checks, experts
 from ..vae import vae as host_vae
 
 
@@ -26,31 +30,64 @@ class Dit:
 
     @property
     def channels(self) -> int:
-        """As of `sampling.Expert`."""
+        """As of `experts.Expert`."""
         return self.config.in_dim
 
 
-def problem(node: str, given: dict[str, str]) -> str | None:
-    """The sentence that the node class `node` would fail with for what reaches it, or None.
+@dataclass(frozen=True)
+class Node:
+    """What the editor knows of a node class.
 
-    given: arguments of the node's function in `CHECKS`, by name, as file names or words; what is left out is not
-    checked. Raises ValueError for other nodes and names, and for files that are not in the host's folders.
+    note: what its note tells besides problems: of its "file", its "clip" or its "run", or nothing (""); None for a node
+    of the host, which has no note. check: raises ValueError as the node would; its arguments are what reaches the node,
+    as file names or words. folder, file: of a loader, the model folder and the widget that names the file. loras: its
+    widgets that name LoRAs, each with the widget of its strength.
     """
-    if node not in CHECKS:
-        raise ValueError(f"'{node[:80]}' is no node that is checked: ask for one of {', '.join(CHECKS)}.")
-    signature = inspect.signature(CHECKS[node])
+
+    note: str | None = None
+    check: Callable[..., None] | None = None
+    folder: str | None = None
+    file: str | None = None
+    loras: Mapping[str, str] = field(default_factory=dict)
+
+    def given(self) -> dict[str, bool]:
+        """Return the arguments of the check, and whether it needs each."""
+        parameters = inspect.signature(self.check).parameters.values() if self.check else ()
+        return {parameter.name: parameter.default is parameter.empty for parameter in parameters}
+
+
+def table() -> dict[str, dict]:
+    """Return `NODES` for JSON; `given` stands for the check."""
+    return {
+        name: {"note": n.note, "given": n.given(), "folder": n.folder, "file": n.file, "loras": dict(n.loras)}
+        for name, n in NODES.items()
+    }
+
+
+def problem(node: str, given: dict[str, str]) -> Message | str | None:
+    """Return what the node class `node` would fail with for what reaches it, or None.
+
+    given: arguments of the node's check, by name, as file names or words; what is left out is not checked. Raises
+    ValueError for other nodes and names, and for files that are not in the host's folders.
+    """
+    row = NODES.get(node)
+    if row is None or row.check is None:
+        checked = ", ".join(name for name, known in NODES.items() if known.check)
+        raise ValueError(f"'{node[:80]}' is no node that is checked: ask for one of {checked}.")
+    signature = inspect.signature(row.check)
     try:
         signature.bind(**given)
     except TypeError as error:
         raise ValueError(f"{node} is checked for {', '.join(signature.parameters)}, not so: {error}.") from None
     try:
-        values = {name: (READERS.get(name) or READERS.get(node, str))(text) for name, text in given.items()}
+        readers = {**READERS, "file": partial(files.path, row.folder)}
+        values = {name: readers.get(name, str)(text) for name, text in given.items()}
     except checkpoint.CheckpointError:
         return None  # its loader has a sentence for it
     try:
-        CHECKS[node](**values)
+        row.check(**values)
     except ValueError as error:
-        return str(error)
+        return message_of(error)
     return None
 
 
@@ -58,19 +95,24 @@ def read_dit(name: str) -> Dit:
     """A file of diffusion models; raises ValueError for one that holds no Wan model."""
     path = files.path("diffusion_models", name)
     found = checkpoint.expect(path, checkpoint.DIT, "WanModelLoader")
-    return Dit(os.path.basename(path), dit_config(found.tensors))
+    return Dit(os.path.basename(path), found.config)
 
 
 def read_channels(name: str) -> int:
     """Latent channels of a VAE file; raises ValueError for one that holds no Wan VAE."""
     found = checkpoint.expect(files.path("vae", name), checkpoint.VAE, "WanVAELoader")
-    return vae_config(found.tensors).latent_channels
+    return found.config.latent_channels
 
 
 def read_lora(name: str) -> tuple[str, dict]:
     """(name, tensors) of a LoRA file."""
     path = files.path("loras", name)
     return os.path.basename(path), checkpoint.read(path)
+
+
+def loader(node: str, kinds: tuple[str, ...], folder: str, widget: str, note: str | None = "file") -> Node:
+    """Return the row of a loader that takes the files that the loader `node` of ours does."""
+    return Node(note, partial(check_file, kinds, node), folder, widget)
 
 
 def check_file(kinds: tuple[str, ...], node: str, file: str) -> None:
@@ -82,10 +124,10 @@ def check_sampler(model: Dit | None = None, low_noise_model: Dit | None = None, 
     """As WanSampler. vae: channels of the VAE that the latent is for."""
     stages = [stage for stage in (model, low_noise_model) if stage is not None]
     if len(stages) == 2:
-        sampling.check_pair(*stages)
+        experts.check_pair(*stages)
     if vae is not None:
         for stage in stages:
-            sampling.check_channels(stage.config.out_dim, vae)
+            checks.check_channels(stage.config.out_dim, vae)
 
 
 def check_decode(vae: int | None = None, model: Dit | None = None) -> None:
@@ -99,9 +141,10 @@ def check_vace(vae: int) -> None:
     vace.check_vae(vae)
 
 
-def check_end_image(vae: int) -> None:
-    """As WanConditioning with an end image."""
-    conditioning.check_end_image(vae)
+def check_end_image(vae: int, end_image: bool = True) -> None:
+    """As WanConditioning. end_image: whether there is one."""
+    if end_image:
+        conditioning.check_end_image(vae)
 
 
 def check_lora(model: Dit, lora_name: tuple[str, dict]) -> None:
@@ -114,26 +157,31 @@ def check_text(clip_type: str) -> None:
     clip.check_kind(clip_type == "wan")
 
 
-READERS = {  # argument, or node with a single one -> how it is read; others are words
+READERS = {  # argument of a check -> how it is read; others are words
     "model": read_dit,
     "low_noise_model": read_dit,
     "vae": read_channels,
     "lora_name": read_lora,
-    "WanModelLoader": partial(files.path, "diffusion_models"),
-    "WanVAELoader": partial(files.path, "vae"),
-    "WanTextEncoderLoader": partial(files.path, "text_encoders"),
-    "WanClipVisionLoader": partial(files.path, "clip_vision"),
+    "end_image": "true".__eq__,
 }
-CHECKS = {
-    "WanModelLoader": partial(check_file, checkpoint.DIT, "WanModelLoader"),
-    "WanVAELoader": partial(check_file, checkpoint.VAE, "WanVAELoader"),
-    "WanTextEncoderLoader": partial(check_file, checkpoint.TEXT_ENCODER, "WanTextEncoderLoader"),
-    "WanClipVisionLoader": partial(check_file, checkpoint.CLIP_VISION, "WanClipVisionLoader"),
-    "WanSampler": check_sampler,
-    "WanVAEDecode": check_decode,
-    "WanVAEDecodeToVideo": check_decode,
-    "WanVACE": check_vace,
-    "WanConditioning": check_end_image,
-    "WanLoraLoader": check_lora,
-    "WanTextEncode": check_text,
+NODES = {
+    "WanModelLoader": loader("WanModelLoader", checkpoint.DIT, "diffusion_models", "model_name"),
+    "WanVAELoader": loader("WanVAELoader", checkpoint.VAE, "vae", "vae_name"),
+    "WanTextEncoderLoader": loader(
+        "WanTextEncoderLoader", checkpoint.TEXT_ENCODER, "text_encoders", "text_encoder_name"
+    ),
+    "WanClipVisionLoader": loader("WanClipVisionLoader", checkpoint.CLIP_VISION, "clip_vision", "clip_vision_name"),
+    "WanLoraLoader": Node("", check_lora, loras={f"lora_{slot}": f"strength_{slot}" for slot in (1, 2, 3, 4)}),
+    "WanTextEncode": Node("", check_text),
+    "WanConditioning": Node("clip", check_end_image),
+    "WanVACE": Node("clip", check_vace),
+    "WanEmptyLatent": Node("clip"),
+    "WanSampler": Node("run", check_sampler),
+    "WanVAEDecode": Node("", check_decode),
+    "WanVAEDecodeToVideo": Node("", check_decode),
+    # Of the host, where they are up the wire of a node of ours:
+    "UNETLoader": loader("WanModelLoader", checkpoint.DIT, "diffusion_models", "unet_name", note=None),
+    "VAELoader": loader("WanVAELoader", checkpoint.VAE, "vae", "vae_name", note=None),
+    "LoraLoader": Node(loras={"lora_name": "strength_model"}),
+    "LoraLoaderModelOnly": Node(loras={"lora_name": "strength_model"}),
 }

@@ -4,9 +4,10 @@ import asyncio
 
 from aiohttp import web
 
+from ...wan_model.messages import Message
 from .. import server
 from ..observe import preview
-from . import estimate, info, preflight
+from . import estimate, info, preflight, suggestion
 
 
 async def get_info(request: web.Request) -> web.Response:
@@ -17,7 +18,7 @@ async def get_info(request: web.Request) -> web.Response:
 
 async def get_preview(request: web.Request) -> web.Response:
     """GET /wan/preview?key=K: the newest frames of a run as a JPEG, `preview.Sheet.jpeg`."""
-    sheet = preview.sheet(request.query.get("key", ""))
+    sheet = request.app[preview.LATEST].of(request.query.get("key", ""))
     if sheet is None:
         return refuse(404, "This run shows no preview any more: another one has begun.")
     body = await asyncio.to_thread(sheet.jpeg)
@@ -25,10 +26,28 @@ async def get_preview(request: web.Request) -> web.Response:
 
 
 async def get_check(request: web.Request) -> web.Response:
-    """GET /wan/check?node=N&...: {"problem": `preflight.problem`} for the other values of the query."""
+    """GET /wan/check?node=N&...: `preflight.problem` for the other values of the query.
+
+    {"problem": None or the sentence in English}, and `Message.plain` of a message that has other wordings.
+    """
     given = dict(request.query)
-    problem = await asyncio.to_thread(preflight.problem, given.pop("node", ""), given)
-    return web.json_response({"problem": problem})
+    found = await asyncio.to_thread(preflight.problem, given.pop("node", ""), given)
+    answer = {"problem": None if found is None else str(found)}
+    return web.json_response(answer | (found.plain() if isinstance(found, Message) else {}))
+
+
+async def get_preset(request: web.Request) -> web.Response:
+    """GET /wan/preset?name=N&name=M: `suggestion.suggest`, as {"settings": None} or `Message.plain` and `settings`."""
+    found = suggestion.suggest(request.query.getall("name", []))
+    if found is None:
+        return web.json_response({"settings": None})
+    message, settings = found
+    return web.json_response({**message.plain(), "settings": settings})
+
+
+async def get_nodes(request: web.Request) -> web.Response:
+    """GET /wan/nodes: `preflight.table`."""
+    return web.json_response(preflight.table())
 
 
 async def get_estimate(request: web.Request) -> web.Response:
@@ -36,7 +55,14 @@ async def get_estimate(request: web.Request) -> web.Response:
     return web.json_response(await asyncio.to_thread(estimate.from_query, request.query))
 
 
-QUESTIONS = {"info": get_info, "estimate": get_estimate, "check": get_check, "preview": get_preview}
+QUESTIONS = {
+    "info": get_info,
+    "estimate": get_estimate,
+    "check": get_check,
+    "nodes": get_nodes,
+    "preset": get_preset,
+    "preview": get_preview,
+}
 
 
 async def answer(request: web.Request) -> web.Response:
@@ -58,7 +84,8 @@ def refuse(status: int, sentence: str, **headers: str) -> web.Response:
 
 
 def register() -> None:
-    """Adds the routes to the running server; without one there is nothing to do."""
+    """Add the routes, and the state that they read, to the running server; without one there is nothing to do."""
     instance = server.running()
     if instance is not None:
+        instance.app[preview.LATEST] = preview.Latest()
         instance.routes.route("*", "/wan/{question:.*}")(answer)

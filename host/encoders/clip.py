@@ -16,6 +16,7 @@ import torch
 from comfy.text_encoders.spiece_tokenizer import SPieceTokenizer
 
 from ...wan_model import checkpoint
+from ...wan_model.messages import Message
 from ...wan_model.variants import TEXT_LENGTH
 from ...wan_model.weights import layouts
 from ..model import offload, packed
@@ -24,6 +25,7 @@ from . import weights
 TOKENS = "umt5xxl"  # the host's name for the tokens of its Wan text encoder, at every size
 END = (1, 1.0)  # umT5's end-of-sentence token and its weight
 TOKENIZER_FILES = ("spiece.model", os.path.join("google", "umt5-xxl", "spiece.model"))  # as the official folder lies
+REMEMBERED = "wan_prompts"  # key of the attachment
 HOST_NAMES = layouts.inverse(layouts.UMT5_HF)  # the host's T5 has Hugging Face's names
 
 
@@ -57,7 +59,7 @@ def encode_prompts(clip: comfy.sd.CLIP, prompts: dict[str, str]) -> list[list]:
     `encode_prompt`.
     """
     check_kind(clip is not None)
-    kept = vars(clip).setdefault("wan_prompts", {})
+    kept = _remembered(clip)
     for title, prompt in prompts.items():
         wanted = (prompt, clip.layer_idx, clip.patcher.patches_uuid)
         if title not in kept or kept[title][0] != wanted:
@@ -66,12 +68,32 @@ def encode_prompts(clip: comfy.sd.CLIP, prompts: dict[str, str]) -> list[list]:
     return [[[tokens, dict(entries)] for tokens, entries in kept[title][1]] for title in prompts]
 
 
+class Prompts(dict):
+    """Prompts that a CLIP encoded last: title -> (what was asked for, CONDITIONING). A clone begins without any."""
+
+    def on_model_patcher_clone(self) -> "Prompts":
+        """What the host gives to a clone."""
+        return Prompts()
+
+
+def _remembered(clip) -> Prompts:
+    """The prompts that `clip` carries, as an attachment of its patcher."""
+    kept = clip.patcher.get_attachment(REMEMBERED)
+    if kept is None:
+        kept = Prompts()
+        clip.patcher.set_attachments(REMEMBERED, kept)
+    return kept
+
+
 def check_kind(umt5: bool) -> None:
     """Raises ValueError where a CLIP is no umT5."""
     if not umt5:
         raise ValueError(
-            "Wan reads the text encoder umT5 and this CLIP is another one: load umT5-XXL in WanTextEncoderLoader, or "
-            "in CLIPLoader with type wan."
+            Message(
+                "other_clip",
+                "Wan reads the text encoder umT5 and this CLIP is another one: load umT5-XXL in WanTextEncoderLoader, "
+                "or in CLIPLoader with type wan.",
+            )
         )
 
 

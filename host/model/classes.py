@@ -7,6 +7,7 @@ own Wan nodes, samplers, LoRA loader and offloading work on our model as on its 
 import functools
 import logging
 
+import comfy.conds
 import comfy.model_base
 import comfy.supported_models
 import torch
@@ -49,6 +50,8 @@ class HostModel:
         conds = super().extra_conds(**kwargs)
         if "clip_fea" not in self.reads and conds.pop("clip_fea", None) is not None:
             logging.warning("%s reads no CLIP vision: what WanClipVision gave is ignored.", self.source)
+        if "context_latents" in self.reads and (sources := kwargs.get("context_latents")) is not None:
+            conds["context_latents"] = comfy.conds.CONDList([self.process_latent_in(source) for source in sources])
         return conds
 
     def extra_conds_shapes(self, **kwargs):
@@ -71,7 +74,7 @@ def configuration(config: DiTConfig):
     host_class = config_class(config.variant)
     sizes = {
         "image_model": "wan2.1",
-        "model_type": host_class.unet_config["model_type"],
+        "model_type": config.facts.host.type,
         "dim": config.dim,
         "ffn_dim": config.ffn_dim,
         "num_heads": config.heads,

@@ -8,6 +8,7 @@ import comfy.model_patcher
 import torch
 
 from ...wan_model import checkpoint
+from ...wan_model.dit.config import DiTConfig
 from ...wan_model.dit.model import dit_config
 from ...wan_model.weights import ggml
 from ..observe import preview, timing
@@ -30,10 +31,13 @@ def load(
     attention: one of `attention.CHOICES`. compile_blocks: as `compiled.compile_blocks`. disable_dynamic: as in `build`.
     Raises ValueError for a file that holds no Wan DiT, for blocks of another size, and as `precision.configure`.
     """
-    state_dict, _, _ = checkpoint.load(path)
+    state_dict, found = checkpoint.load_model(path)
+    config = found.config
     if vace_path is not None:
         state_dict |= checkpoint.load(vace_path)[0]
-    patcher = build(state_dict, dtype, disable_dynamic or compile_blocks)  # a compiled block's weights stay put
+        config = dit_config(state_dict)
+    # A compiled block's weights stay put.
+    patcher = build(state_dict, dtype, disable_dynamic or compile_blocks, config)
     patcher.model.source = os.path.basename(path)
     patcher.model.mapped = offload.names(patcher.model.diffusion_model, state_dict, "diffusion_model.")
     preview.watch(patcher)
@@ -46,12 +50,15 @@ def load(
     return patcher
 
 
-def build(state_dict: dict, dtype: str = "auto", disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+def build(
+    state_dict: dict, dtype: str = "auto", disable_dynamic: bool = False, config: DiTConfig | None = None
+) -> comfy.model_patcher.ModelPatcher:
     """The MODEL of weights as `checkpoint.load` gives them; arguments and errors as in `load`.
 
-    disable_dynamic: never the patcher of newer hosts that brings each weight to the device when it is used.
+    disable_dynamic: never the patcher of newer hosts that brings each weight to the device when it is used. config: of
+    these weights, where it is known already.
     """
-    config = dit_config(state_dict)
+    config = config or dit_config(state_dict)
     model_config = configuration(config)
     state_dict = precision.configure(model_config, state_dict, dtype)
     model = model_class(config.variant)(model_config, config)
@@ -95,8 +102,9 @@ def make_patcher(model, device, offload_device, disable_dynamic: bool = False) -
     patcher_class = comfy.model_patcher.ModelPatcher
     if not disable_dynamic:
         patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
-    if packed.holds_packed(model):
+    is_plain = patcher_class is comfy.model_patcher.ModelPatcher
+    if packed.holds_packed(model) or (is_plain and packed.holds_quantised(model)):
         patcher_class = packed.PackedPatcher
-    elif patcher_class is comfy.model_patcher.ModelPatcher:
+    elif is_plain:
         patcher_class = offload.MappedPatcher
     return patcher_class(model, load_device=device, offload_device=offload_device)

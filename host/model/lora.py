@@ -10,9 +10,11 @@ import comfy.utils
 import torch
 
 from ...wan_model import checkpoint
+from ...wan_model.messages import Message
 from ...wan_model.weights import lora as names
 
 SHOWN = 5  # unmatched names that a message spells out
+ATTACHMENT = "wan_loras"  # of a MODEL: the names of the LoRA files on it
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,16 @@ def apply(model, path: str, strength: float) -> tuple[object, Report]:
     for place in groups.keys() - used:
         unmatched += [place + suffix for suffix in groups[place]]
     clone = model.clone()
+    clone.set_attachments(ATTACHMENT, (*names_on(model), title))
     clone.add_patches({key: patch for key, patch in patches.items() if key.endswith((".weight", ".bias"))}, strength)
     for place in used - layers:
         _patch_lone(clone, keys[place], fitting[place][".diff"], strength)
     return clone, Report(title, strength, matched, sorted(unmatched))
+
+
+def names_on(model) -> tuple[str, ...]:
+    """Return the names of the LoRA files that `apply` put on the MODEL `model`."""
+    return model.attachments.get(ATTACHMENT, ())
 
 
 def match(title: str, tensors: Mapping, shapes: Mapping) -> tuple[names.Groups, names.Groups, list[str]]:
@@ -104,18 +112,26 @@ def _fits(group, shape) -> bool:
     return change is None or shape is None or change == (shape[0], math.prod(shape[1:]))
 
 
-def _other_model(title, tensors) -> str:
-    first = next(iter(tensors), "nothing")
-    return f"'{title}' has no key of this Wan model (its first is {first}): choose a LoRA made for Wan."
+def _other_model(title, tensors) -> Message:
+    return Message(
+        "lora_of_other_model",
+        "'{file}' has no key of this Wan model (its first is {first}): choose a LoRA made for Wan.",
+        file=title, first=next(iter(tensors), "nothing"),
+    )  # fmt: skip
 
 
-def _other_size(title, groups, shapes) -> str:
+def _other_size(title, groups, shapes) -> Message:
     place = next(place for place in groups if not _fits(groups[place], _shape(shapes, place)))
     change, shape = names.change_shape(groups[place]), _shape(shapes, place)
     width, own = next((side for side in change if side in names.SIZES), min(change)), shapes["head.modulation"][-1]
     if width == own:
-        return f"'{title}' changes {place} of {change[0]} x {change[1]}, this model's is {shape}: choose another LoRA."
-    return (
-        f"'{title}' is for a Wan model of {names.size_name(width)}, this one has {names.size_name(own)}: choose a LoRA "
-        "made for this size."
-    )
+        return Message(
+            "lora_of_other_shape",
+            "'{file}' changes {place} of {rows} x {columns}, this model's is {shape}: choose another LoRA.",
+            file=title, place=place, rows=change[0], columns=change[1], shape=str(shape),
+        )  # fmt: skip
+    return Message(
+        "lora_of_other_size",
+        "'{file}' is for a Wan model of {width}, this one has {own}: choose a LoRA made for this size.",
+        file=title, width=names.size_name(width), own=names.size_name(own),
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 import comfy.model_management
 import comfy.ops
 import comfy.quant_ops
+import comfy.supported_models_base
 import comfy.utils
 import torch
 
@@ -20,7 +21,7 @@ def configure(model_config, state_dict: dict, choice: str) -> dict:
 
     choice: one of `CHOICES`. "auto" lets the host choose from the file's type and the device. Quantised layers stay as
     they are and a float type is what they are computed in; a plain file is converted, to fp8 but for small and
-    sensitive weights, and "fast" multiplies in fp8 where the device can.
+    sensitive weights, and "fast" multiplies in fp8 where the device can. Parts of a model may differ in form.
     Raises ValueError for an fp8 choice on a quantised file and for a form of quantisation that this host cannot read.
     """
     state_dict = quantisation.unscale(state_dict, FLOAT32_NAMES)
@@ -35,10 +36,18 @@ def configure(model_config, state_dict: dict, choice: str) -> dict:
     if choice in FP8:
         raise ValueError(f"The file is quantised already and cannot become {choice}: choose auto as weight_dtype.")
     model_config.set_inference_dtype(compute, compute)
+    if layers:
+        state_dict = _mark(model_config, layers, state_dict)
     if is_packed:
-        model_config.custom_operations = packed.PackedOps
-        return state_dict
-    return _mark(model_config, layers, state_dict)
+        base = _operations(model_config, compute) if layers else comfy.ops.manual_cast
+        model_config.custom_operations = packed.operations(base)
+    return state_dict
+
+
+def _operations(model_config, compute):
+    """The host's operations for the quantised layers that `model_config` knows."""
+    device = comfy.model_management.get_torch_device()
+    return comfy.ops.pick_operations(compute, compute, load_device=device, model_config=model_config)
 
 
 def dtypes(
@@ -72,13 +81,14 @@ def stored(state_dict: dict, weights: torch.dtype, compute: torch.dtype | None) 
 
 def is_quantised(model_config) -> bool:
     """Whether `configure` found layers for the host's own operations on quantised weights."""
-    return bool(getattr(model_config, _quantised_field(model_config)))
+    return bool(model_config.quant_config if _has_markers() else model_config.layer_quant_config)
 
 
 def restore_float32(module: torch.nn.Module, state_dict: dict) -> None:
     """Gives `module` its float32 weights: the host's quantised layers load those in the type they compute in."""
+    layers = quantisation.marked_layers(state_dict)
     for name, tensor in state_dict.items():
-        if FLOAT32_NAMES.match(name) and tensor.is_floating_point():
+        if FLOAT32_NAMES.match(name) and tensor.is_floating_point() and name.rpartition(".")[0] not in layers:
             comfy.utils.set_attr_param(module, name, tensor.float())
 
 
@@ -89,21 +99,31 @@ def _file_dtype(state_dict, supported):
     return comfy.model_management.unet_dtype(model_params=size, supported_dtypes=supported, weight_dtype=own)
 
 
-def _quantised_field(model_config):
-    """How this host's configurations call their quantised layers; asking the instance for a wrong name gives None."""
-    return "layer_quant_config" if hasattr(type(model_config), "layer_quant_config") else "quant_config"
+def _has_markers() -> bool:
+    """Whether this host reads the marker beside each quantised layer, and not a table in the configuration."""
+    return not hasattr(comfy.supported_models_base.BASE, "layer_quant_config")
+
+
+def check_forms(layers: dict[str, dict]) -> None:
+    """Raise ValueError for layers in a form that this host cannot read. layers: as `checkpoint.Inspection` has them."""
+    unknown = {str(form.get("format")) for form in layers.values()} - comfy.quant_ops.QUANT_ALGOS.keys()
+    if not _has_markers():
+        unknown -= quantisation.FP8_FORMATS
+    if unknown:
+        raise ValueError(
+            f"The file is quantised as {', '.join(sorted(unknown))}, this ComfyUI reads "
+            f"{', '.join(comfy.quant_ops.QUANT_ALGOS)}: update ComfyUI, or choose another file."
+        )
 
 
 def _mark(model_config, layers, state_dict):
     """Quantised layers in the form of each host: 0.3.75 wants a table of them, newer ones read the markers."""
-    unknown = {form.get("format") for form in layers.values()} - comfy.quant_ops.QUANT_ALGOS.keys()
-    if unknown:
-        raise ValueError(
-            f"The file is quantised as {', '.join(map(str, unknown))}, this ComfyUI reads "
-            f"{', '.join(comfy.quant_ops.QUANT_ALGOS)}: update ComfyUI, or choose another file."
-        )
-    if _quantised_field(model_config) == "layer_quant_config":
-        model_config.layer_quant_config = layers
-        return {name: tensor for name, tensor in state_dict.items() if not name.endswith(quantisation.MARKER)}
-    model_config.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
-    return state_dict
+    check_forms(layers)
+    if _has_markers():
+        model_config.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
+        return state_dict
+    # Its one layout reads every fp8 type by its name for the first, but multiplies in that one alone.
+    e4m3, others = "float8_e4m3fn", {name for name, form in layers.items() if form["format"] != "float8_e4m3fn"}
+    model_config.layer_quant_config = {name: {**form, "format": e4m3} for name, form in layers.items()}
+    dropped = (quantisation.MARKER, *(f"{name}.input_scale" for name in others))
+    return {name: tensor for name, tensor in state_dict.items() if not name.endswith(dropped)}

@@ -7,11 +7,11 @@ them (GET /wan/preview). A client that is slow misses steps, one that never asks
 import io
 import secrets
 import time
-from collections import deque
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from aiohttp import web
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
@@ -42,7 +42,18 @@ class Sheet:
         return buffer.getvalue()
 
 
-LATEST: deque[Sheet] = deque(maxlen=1)  # the host runs one prompt at a time
+@dataclass
+class Latest:
+    """The newest sheet of a server. One is enough: the host runs one prompt at a time."""
+
+    sheet: Sheet | None = None
+
+    def of(self, key: str) -> Sheet | None:
+        """Return the sheet of the run `key`, or None where another run has begun since."""
+        return self.sheet if self.sheet is not None and self.sheet.key == key else None
+
+
+LATEST = web.AppKey("wan_latest_preview", Latest)  # where the application of a server keeps it
 
 
 class SamplingPreview:
@@ -78,7 +89,8 @@ class Run:
         self.done += 1
         seconds = (time.monotonic() - self.start) / self.done
         frames = small_frames(x0[0, :, self.skip :], self.latent_format)
-        LATEST.append(Sheet(self.key, frames))
+        instance = server.running()
+        instance.app[LATEST].sheet = Sheet(self.key, frames)
         seconds_of_clip = geometry.video_frames(x0.shape[2] - self.skip) / FAMILIES[x0.shape[1]].frame_rate
         data = {
             **self.place,
@@ -90,7 +102,6 @@ class Run:
             "fps": frames.shape[0] / seconds_of_clip,
             "picture": f"/wan/preview?key={self.key}&step={step + 1}",
         }
-        instance = server.running()
         instance.send_sync(EVENT, data, instance.client_id)
 
 
@@ -121,8 +132,3 @@ def small_frames(x0: torch.Tensor, latent_format) -> torch.Tensor:
     bias = latent_format.latent_rgb_factors_bias
     rgb = F.linear(pixels.movedim(1, -1), factors, None if bias is None else pixels.new_tensor(bias))
     return rgb.add_(1).mul_(127.5).clamp_(0, 255).to(torch.uint8)
-
-
-def sheet(key: str) -> Sheet | None:
-    """The newest sheet of the run `key`; None where another run has begun since."""
-    return next((latest for latest in LATEST if latest.key == key), None)

@@ -15,6 +15,7 @@ import comfy.utils
 import torch
 
 from ...wan_model import checkpoint, geometry
+from ...wan_model.messages import Message
 from ...wan_model.vae import fit_decode, fit_encode, make_vae, plan_decode, plan_encode, vae_config
 from ...wan_model.vae.tiling import MIN_TILE
 from ...wan_model.variants import FAMILIES, TIME_STRIDE
@@ -327,6 +328,9 @@ def check_channels(decoded: int, given: int) -> None:
     """Raises ValueError where a VAE that decodes latents of `decoded` channels is given others."""
     if decoded != given:
         raise ValueError(
-            f"The VAE decodes {latents(decoded)} and was given {latents(given)}: load the VAE of the model's family in "
-            "WanVAELoader."
-        )
+            Message(
+                "decoded_latent",
+                "The VAE decodes {decoded} and was given {given}: load the VAE of the model's family in WanVAELoader.",
+                decoded=latents(decoded), given=latents(given),
+            )
+        )  # fmt: skip

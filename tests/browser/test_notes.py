@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 WORDS = json.loads((Path(__file__).parent / "words.json").read_text(encoding="utf-8"))
+DISTILLED = "note_lightx2v_4steps.safetensors"
 VAE22 = "tiny_random_wan2.2_vae.safetensors"
 T2V, I2V = (f"tiny_random_wan2.2_{task}_{{}}_noise.safetensors" for task in ("t2v", "i2v"))
 LINES = """([type, kind]) => {
@@ -31,13 +32,19 @@ BEFORE = f"""([type, input, added, values]) => {{
 }}"""
 
 
-@pytest.fixture(params=["en", "zh"])
-def words(request, editor, base):
-    """What is expected, in an editor of that language: English with one renderer, Chinese with the other."""
+@pytest.fixture(scope="module", autouse=True)
+def loras(base):
+    """A LoRA for the 14B and a distilled one for the tiny model, there before an editor opens and lists them."""
     (base / "models" / "loras").mkdir(exist_ok=True)
     place = "diffusion_model.blocks.0.self_attn.q"
-    lora = {f"{place}.lora_A.weight": torch.ones(4, 5120), f"{place}.lora_B.weight": torch.ones(5120, 4)}
-    save_file(lora, base / "models" / "loras" / "note_14B.safetensors")
+    for name, width in [("note_14B.safetensors", 5120), (DISTILLED, 256)]:
+        lora = {f"{place}.lora_A.weight": torch.ones(4, width), f"{place}.lora_B.weight": torch.ones(width, 4)}
+        save_file(lora, base / "models" / "loras" / name)
+
+
+@pytest.fixture(params=["en", "zh"])
+def words(request, editor):
+    """What is expected, in an editor of that language: English with one renderer, Chinese with the other."""
     if request.param == "zh":
         editor.go({"Comfy.Locale": "zh", "Comfy.VueNodes.Enabled": True})
     return WORDS[request.param]
@@ -111,3 +118,25 @@ def test_experts_and_loras_that_do_not_fit_are_marked(words, editor, open_workfl
     expect("WanSampler", "problem", [words["wrong way round"]])
     page.evaluate(BEFORE, ["WanSampler", "model", "WanLoraLoader", {"lora_1": "note_14B.safetensors"}])
     expect("WanLoraLoader", "problem", [words["LoRA"]])
+
+
+def test_a_distilled_lora_offers_its_settings(words, editor, open_workflow, page, expect):
+    open_workflow("wan21_text_to_video", steps=30, solver="unipc")
+    read = f"""(names) => {{
+        const {{ widgets }} = ({FIND})("WanSampler")
+        return names.map((name) => widgets.find((widget) => widget.name === name).value)
+    }}"""
+    names = ["steps", "guidance", "shift", "solver"]
+    before = page.evaluate(read, names)
+    expect("WanSampler", "offer", [])
+    page.evaluate(BEFORE, ["WanSampler", "model", "WanLoraLoader", {"lora_2": DISTILLED}])
+    expect("WanSampler", "offer", [words["distilled"]])
+    page.evaluate(f"() => {{ app.canvas.ds.scale = 1; app.canvas.centerOnNode(({FIND})('WanSampler')) }}")
+    page.locator(".wan-offer button").click()
+    expect("WanSampler", "offer", [])
+    assert page.evaluate(read, names) == [4, 1, 5, "euler"]
+    page.keyboard.press("Control+z")
+    expect("WanSampler", "offer", [words["distilled"]])
+    assert page.evaluate(read, names) == before
+    editor.set("preset", "auto")
+    expect("WanSampler", "offer", [])

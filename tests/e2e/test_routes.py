@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from devtools import demo
+from devtools.host import LINK
 from devtools.workflow import to_prompt
 
 HUGE = b"x" * 30_000_000
@@ -58,7 +59,7 @@ def test_a_bad_request_gets_one_sentence(server, path, status):
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-@pytest.mark.parametrize("question", ["info", "estimate", "check", "preview"])
+@pytest.mark.parametrize("question", ["info", "estimate", "check", "nodes", "preset", "preview"])
 def test_other_methods_are_refused(server, method, question):
     answered, kind, body = ask(server, f"/wan/{question}?folder=vae&name=x", method, b"{}")
     assert (answered, kind) == (405, "application/json")
@@ -80,7 +81,32 @@ def test_a_problem_is_told_before_the_run(client):
         "/wan/check?node=WanSampler&model=tiny_random_wan2.1_t2v.safetensors&vae=tiny_random_wan{}_vae.safetensors"
     )
     assert client.get(question.format("2.1")) == {"problem": None}
-    assert "given 48-channel latents" in client.get(question.format("2.2"))["problem"]
+    told = client.get(question.format("2.2"))
+    assert "given 48-channel latents" in told["problem"]
+    assert told["code"] == "sampled_latent"
+    given = told["values"]["given"]
+    assert (given["code"], given["values"]) == ("wan_latents", {"channels": 48, "family": "Wan 2.2 5B"})
+
+
+def test_the_table_of_nodes_names_nodes_and_widgets_that_there_are(client, object_info):
+    for name, known in client.get("/wan/nodes").items():
+        named = {known["file"], *known["loras"], *known["loras"].values()} - {None}
+        assert named <= inputs(object_info[name]), name
+        own = object_info[name]["python_module"] == f"custom_nodes.{LINK}"
+        assert own == (known["note"] is not None), name
+
+
+def test_every_loader_and_every_node_with_a_size_has_its_note(client, object_info):
+    table = client.get("/wan/nodes")
+    own = {name for name, node in object_info.items() if node["python_module"] == f"custom_nodes.{LINK}"}
+    sized = {name for name in own if {"width", "height", "length"} <= inputs(object_info[name])}
+    assert {name for name in own if name.endswith("Loader")} <= table.keys()
+    assert sized == {name for name, known in table.items() if known["note"] == "clip"}
+
+
+def inputs(node: dict) -> set[str]:
+    """The names of the inputs of a node of /object_info."""
+    return node["input"]["required"].keys() | node["input"].get("optional", {}).keys()
 
 
 def test_the_client_that_queued_a_run_sees_every_latent_frame(server, client, object_info):

@@ -1,6 +1,9 @@
 """Help pages, tooltips and languages: one of each for everything that a node shows."""
 
+import ast
+import json
 import re
+from string import Formatter
 from urllib.request import urlopen
 
 import pytest
@@ -11,6 +14,29 @@ from devtools.host import LINK
 
 DOCS = ROOT / "web" / "docs"
 PAGES = {"en": "{}.md", "zh": "{}/zh.md"}  # as the editor looks for them
+
+
+def messages() -> dict[str, list[tuple[str, set[str]]]]:
+    """Code to (English sentence, names of the values) of every `Message` that the pack makes."""
+    found = {}
+    for room in ("wan_model", "host", "nodes"):
+        for path in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Message":
+                    code, sentence = map(ast.literal_eval, node.args)
+                    found.setdefault(code, []).append((sentence, {value.arg for value in node.keywords}))
+    assert len(found) > 10
+    return found
+
+
+def words(language: str) -> dict[str, dict[str, str]]:
+    """What the editor's extension says in `language`, and how it words messages of the server."""
+    return json.loads((ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))["wanStream"]
+
+
+def values(sentence: str) -> set[str]:
+    """The names of the values in `sentence`."""
+    return {name for _, name, _, _ in Formatter().parse(sentence) if name is not None}
 
 
 @pytest.fixture(scope="session")
@@ -78,8 +104,37 @@ def test_the_migration_page_names_nodes_that_there_are(english, object_info):
     assert named and named <= set(object_info)
 
 
+def test_a_message_stands_once_and_names_its_values():
+    for code, made in messages().items():
+        assert len(made) == 1, f"{code} is made in {len(made)} places"
+        sentence, given = made[0]
+        assert values(sentence) == given, code
+
+
+@pytest.mark.parametrize("language", locales.LANGUAGES[1:])
+def test_a_language_words_every_message_and_no_other(language):
+    known = messages()
+    worded = words(language)["messages"]
+    assert worded.keys() == known.keys()
+    assert {code: values(text) for code, text in worded.items()} == {
+        code: given for code, [(_, given)] in known.items()
+    }
+
+
+@pytest.mark.parametrize("language", locales.LANGUAGES)
+def test_a_language_has_the_words_that_the_extension_says(language):
+    known = words("en")["words"]
+    scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web").glob("*.js"))
+    assert [key for key in known if f'"{key}"' not in scripts] == []
+    assert set(re.findall(r'\bsay\("([^"]+)"', scripts)) <= known.keys()
+    assert {key: values(text) for key, text in words(language)["words"].items()} == {
+        key: values(text) for key, text in known.items()
+    }
+
+
 def test_the_server_hands_out_pages_and_languages(english, client, server):
     assert {"en", "zh"} <= set(client.get("/i18n"))
+    assert client.get("/i18n")["zh"]["wanStream"] == words("zh")
     assert client.get("/i18n")["zh"]["nodeDefs"]["WanSampler"] == locales.read("zh")["WanSampler"]
     for page in PAGES.values():
         with urlopen(f"{server.url}/extensions/{LINK}/docs/{page.format('WanSampler')}") as reply:

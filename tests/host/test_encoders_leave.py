@@ -51,3 +51,10 @@ def test_clip_vision_leaves(run_node, models):
     (output,) = run_node("WanClipVision", clip_vision=vision, start_image=picture)
     assert output["penultimate_hidden_states"].shape[1] == 257
     assert vision.patcher.model not in loaded()
+
+
+def test_a_clone_of_the_clip_begins_without_prompts(run_node, clip, encoded):
+    run_node("WanTextEncode", clip=clip, positive="a bird", negative="a crow")
+    before = len(encoded)
+    run_node("WanTextEncode", clip=clip.clone(), positive="a bird", negative="a crow")
+    assert len(encoded) == before + 2

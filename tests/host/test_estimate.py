@@ -144,6 +144,18 @@ def test_the_route(room, models, times):
     assert status == 200 and len(answer["models"]) == 2
 
 
+@pytest.mark.parametrize(
+    "preset, names, steps, prompts",
+    [
+        *(("none", "x_lightx2v_4steps", 30, 2), ("auto", "x%0Ax_lightx2v_4steps", 4, 1)),
+        *(("auto", "x", 30, 2), ("causvid", "x", 9, 1)),
+    ],
+)
+def test_the_route_counts_the_steps_of_a_preset(room, models, preset, names, steps, prompts):
+    _, answer = ask(room, f"model={T2V}&width=96&height=64&length=9&preset={preset}&names={names}")
+    assert (answer["steps"], answer["calls"]) == (steps, steps * prompts)
+
+
 VAE = "tiny_random_wan{}_vae.safetensors"
 
 
@@ -161,8 +173,9 @@ def test_decoding_is_a_part_of_the_peak(estimate, room, models, times):
 def test_decoding_is_cut_into_tiles_where_memory_is_short(estimate, room, models, monkeypatch):
     """With the header of a VAE of real width."""
     vae, shape = room("wan_model.vae"), (1, 16, 21, 60, 104)
-    real = vae.make_vae(room("wan_model.variants").VAEConfig("2.1", 16, 96, 96), device="meta").state_dict()
-    monkeypatch.setattr(estimate.checkpoint, "expect", lambda *_: SimpleNamespace(tensors=real))
+    config = room("wan_model.variants").VAEConfig("2.1", 16, 96, 96)
+    real = vae.make_vae(config, device="meta").state_dict()
+    monkeypatch.setattr(estimate.checkpoint, "expect", lambda *_: SimpleNamespace(tensors=real, config=config))
     whole = estimate.decoding(VAE.format("2.1"), shape, card(estimate, 80))
     tiles = [whole["tiles"]]
     for part in (0.9, 0.5):
@@ -195,6 +208,7 @@ def test_a_file_of_vace_blocks_counts(estimate, models):
         (f"model={T2V}&width=nan&height=64&length=9", "width is 'nan'"),
         (f"model={T2V}&width=1e9&height=64&length=9", "from 16 to 8192"),
         (f"model={T2V}&width=96&height=64&length=9&weight_dtype=int3", "no weight_dtype 'int3'"),
+        (f"model={T2V}&width=96&height=64&length=9&preset=fast", "no preset named 'fast'"),
         (f"model={T2V}&width=96&height=64&length=9&vae={VAE.format('2.2')}", "given 16-channel latents"),
         (f"model={T2V}&width=96&height=64&length=9&vae=/etc/passwd", "is not in the models/vae folder"),
         (f"model={T2V}&width=96&height=64&length=9&vace_name={T2V}", "vace_name of WanModelLoader"),

@@ -12,7 +12,12 @@ HIGH, LOW = (f"tiny_random_wan2.2_t2v_{noise}_noise.safetensors" for noise in ("
 @pytest.fixture
 def problem(room, models):
     """Function (node, **what reaches it) -> the sentence or None."""
-    return lambda node, **given: room("host.editor.preflight").problem(node, given)
+
+    def problem(node, **given):
+        found = room("host.editor.preflight").problem(node, given)
+        return None if found is None else str(found)
+
+    return problem
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from wan_model.solvers import SOLVERS, flow_sigmas
+from wan_model import solvers
+from wan_model.solvers import SAMPLERS, SOLVERS, flow_sigmas, loops, sample_euler, sample_lcm, sample_res_multistep
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = [("unipc", 8, 5.0), ("unipc", 20, 3.0), ("dpmpp", 8, 5.0), ("dpmpp", 20, 3.0)]
@@ -76,7 +77,7 @@ def solver_error(solver, sigmas):
     return relative_error(SOLVERS[solver](gaussian_denoise, x, sigmas), exact)
 
 
-@pytest.mark.parametrize("solver, order", [("euler", 1), ("dpmpp", 2), ("unipc", 2)])
+@pytest.mark.parametrize("solver, order", [("euler", 1), ("dpmpp", 2), ("unipc", 2), ("res_multistep", 2)])
 @pytest.mark.parametrize("start, end", [(1.0, 0.0), (0.7, 0.0), (0.9, 0.2)])
 def test_error_falls_at_the_order_of_the_solver(solver, order, start, end):
     coarse, fine = (solver_error(solver, torch.linspace(start, end, steps + 1)) for steps in (64, 256))
@@ -134,7 +135,7 @@ def test_a_bad_schedule_is_named(steps, shift, solver, words):
         flow_sigmas(steps, shift, solver)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SAMPLERS)
 @pytest.mark.parametrize(
     "sigmas, words",
     [
@@ -148,4 +149,99 @@ def test_a_bad_schedule_is_named(steps, shift, solver, words):
 )
 def test_bad_sigmas_are_named(solver, sigmas, words):
     with pytest.raises(ValueError, match=words):
-        SOLVERS[solver](field_denoise, torch.ones(3), sigmas)
+        SAMPLERS[solver](field_denoise, torch.ones(3), sigmas)
+
+
+def test_a_solver_of_its_own_order_reaches_second_order_from_two_predictions_a_step(monkeypatch):
+    """Heun's method, written as a loop that asks twice a step, converges at order 2 where Euler's has order 1."""
+
+    def heun(x, s, noise):
+        for i in range(len(s) - 1):
+            begin = yield i, x, s[i]
+            slope, dt = (x - begin) / s[i], s[i + 1] - s[i]
+            if s[i + 1] > 0:
+                end = yield i, x + dt * slope, s[i + 1]
+                slope = (slope + (x + dt * slope - end) / s[i + 1]) / 2
+            x = x + dt * slope
+        return x
+
+    monkeypatch.setitem(loops.LOOPS, "heun", heun)
+
+    def error(steps):
+        sigmas, x, asked = torch.linspace(0.9, 0.2, steps + 1).tolist(), torch.linspace(-2, 2, 41), []
+        run = solvers.Run("heun", x, sigmas)
+        while not run.done:
+            asked.append((run.index, run.sigma))
+            run.step(gaussian_denoise(run.x, run.sigma))
+        assert [index for index, _ in asked] == [i for i in range(steps) for _ in range(2)]
+        assert [sigma for _, sigma in asked] == [s for pair in pairwise(sigmas) for s in pair]
+        assert (run.index, run.sigma) == (steps, sigmas[-1])
+        return relative_error(run.x, gaussian_solution(x, sigmas[0], sigmas[-1]))
+
+    assert 1.7 < math.log2(error(32) / error(128)) / 2 < 2.3
+
+
+def test_res_multistep_is_its_formula():
+    """x' = e^-h x + h (b1 D + b2 D_old), b2 = phi_2(-h) / c2, b1 = phi_1(-h) - b2; else Euler's step."""
+    x, sigmas, old = golden("unipc", 8, 5.0)["in.noise"].double(), flow_sigmas(8, 5.0, "res_multistep"), None
+    expected = x
+    for i, (now, after) in enumerate(pairwise(sigmas.double().tolist())):
+        x0 = field_denoise(expected, now)
+        if old is None or after == 0:
+            expected = expected + (after - now) * (expected - x0) / now
+        else:
+            h, c2 = math.log(now / after), math.log(now / float(sigmas[i - 1])) / math.log(now / after)
+            phi1 = math.expm1(-h) / -h
+            b2 = (phi1 - 1) / -h / c2
+            expected = math.exp(-h) * expected + h * ((phi1 - b2) * x0 + b2 * old)
+        old = x0
+    assert relative_error(sample_res_multistep(field_denoise, x.float(), sigmas), expected.float()) < 1e-5
+
+
+def self_forcing(x, steps, shift, generator):
+    """Self-forcing's loop over one block: denoise, then `add_noise` at the next of its warped timesteps."""
+    grid = torch.linspace(1, 0, 1001)[:-1]  # its FlowMatchScheduler of 1000 training steps
+    grid = shift * grid / (1 + (shift - 1) * grid)
+    levels = torch.cat((grid, torch.zeros(1)))[[1000 - step for step in steps]].tolist()
+    for now, after in pairwise([*levels, 0.0]):
+        x0 = field_denoise(x, now)
+        if after:
+            x = (1 - after) * x0 + after * torch.randn(x0.shape, generator=generator)
+    return x0
+
+
+@pytest.mark.parametrize("steps", [[1000, 750, 500, 250], [1000, 800, 600, 400, 200]])
+def test_lcm_is_the_loop_of_self_forcing(steps):
+    noise = golden("unipc", 8, 5.0)["in.noise"]
+    expected = self_forcing(noise, steps, 5.0, torch.Generator().manual_seed(4))
+    sigmas = flow_sigmas(len(steps), 5.0, "lcm")
+    actual = sample_lcm(field_denoise, noise, sigmas, noise=torch.Generator().manual_seed(4))
+    assert relative_error(actual, expected) < 1e-5
+    assert (
+        relative_error(sample_lcm(field_denoise, noise, sigmas, noise=torch.Generator().manual_seed(5)), actual) > 0.1
+    )
+    assert relative_error(sample_euler(field_denoise, noise, sigmas), actual) > 0.1
+
+
+def test_noise_is_drawn_from_where_the_caller_says():
+    noise, sigmas, drawn = golden("unipc", 8, 5.0)["in.noise"], flow_sigmas(4, 5.0, "lcm"), []
+
+    def source(x):
+        drawn.append(x.shape)
+        return torch.randn(x.shape, generator=generator)
+
+    generator = torch.Generator().manual_seed(0)
+    by_function = sample_lcm(field_denoise, noise, sigmas, noise=source)
+    assert drawn == [noise.shape] * 3  # none for the last step
+    assert torch.equal(by_function, sample_lcm(field_denoise, noise, sigmas))  # None is seed 0
+    state = torch.get_rng_state()
+    sample_lcm(field_denoise, noise, sigmas)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("solver", SAMPLERS)
+def test_timesteps(solver):
+    expected = [1000, 937, 833, 625] if solver in ("unipc", "dpmpp") else [1000, 937.5, 833.3333, 625]
+    sigmas = flow_sigmas(4, 5.0, "euler")[:-1]
+    assert solvers.timestep(sigmas, solver).tolist() == pytest.approx(expected, abs=1e-3)
+    assert [solvers.timestep(sigma, solver) for sigma in sigmas.tolist()] == pytest.approx(expected, abs=1e-3)

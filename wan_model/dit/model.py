@@ -195,17 +195,24 @@ def dit_config(state_dict: Mapping[str, Tensor], header: Mapping[str, object] | 
     Raise ValueError for names that are not a Wan DiT and for a tensor whose shape contradicts the others.
     The t2v expert of Wan 2.2 A14B has the shapes of the 14B t2v of Wan 2.1, so both are "t2v".
     """
+    return dit_shapes(state_dict, header)[0]
+
+
+def dit_shapes(
+    state_dict: Mapping[str, Tensor], header: Mapping[str, object] | None = None
+) -> tuple[DiTConfig, dict[str, torch.Size]]:
+    """Return `dit_config`, and the shape of every parameter and buffer that such a model has, by name."""
     config = read_config(state_dict, header)
-    model = WanDiT(config, device="meta")
-    for name, parameter in model.named_parameters():
+    shapes = {name: tensor.shape for name, tensor in WanDiT(config, device="meta").state_dict().items()}
+    for name, shape in shapes.items():
         found = state_dict.get(name)
-        packed = found is not None and found.dtype == torch.uint8  # two 4-bit values in a byte: no plain shape
-        if found is not None and not packed and found.shape != parameter.shape:
+        packed = found is not None and not found.is_floating_point()  # several values in a byte: no plain shape
+        if found is not None and not packed and found.shape != shape:
             raise ValueError(
                 f"{name} has shape {tuple(found.shape)}, the rest of this {config.variant} checkpoint wants "
-                f"{tuple(parameter.shape)}: the file is damaged or not a Wan DiT."
+                f"{tuple(shape)}: the file is damaged or not a Wan DiT."
             )
-    return config
+    return config, shapes
 
 
 def build_dit(state_dict: Mapping[str, Tensor], *, ops=nn, dtype: torch.dtype | None = None, device=None) -> WanDiT:

@@ -19,7 +19,7 @@ VERSIONS = {"2.1": vae21, "2.2": vae22}
 class WanVAE(nn.Module):
     """A Wan 2.1 or 2.2 VAE with the official parameter names.
 
-    Pixels are in [-1, 1]; latents are the raw means, not normalised (`variants.LATENT_STATS` normalises them). The
+    Pixels are in [-1, 1]; latents are the raw means, not normalised (`variants.FAMILIES` has the statistics). The
     compute type is the input's.
     """
 

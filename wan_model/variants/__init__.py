@@ -27,7 +27,7 @@ class VAEConfig:
     """Sizes of one Wan VAE, all read from its checkpoint.
 
     version: "2.1" (8x8x4, residual stages) or "2.2" (16x16x4, patchified pixels and averaging shortcuts).
-    latent_channels: a key of `LATENT_STATS`. dim / dec_dim: base width of the encoder and of the decoder.
+    latent_channels: a key of `FAMILIES`. dim / dec_dim: base width of the encoder and of the decoder.
     """
 
     version: str

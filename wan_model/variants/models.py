@@ -30,12 +30,13 @@ class Sampling:
 class Host:
     """How ComfyUI knows a variant.
 
-    model: class of `comfy.model_base`. config: class of `comfy.supported_models`. image_to_video: the argument that
-    this configuration gives that class.
+    model: class of `comfy.model_base`. config: class of `comfy.supported_models`. type: its model_type. image_to_video:
+    the argument that this configuration gives the model class.
     """
 
     model: str = "WAN21"
     config: str = "WAN21_T2V"
+    type: str = "t2v"
     image_to_video: bool = False
 
 
@@ -45,8 +46,8 @@ class Variant:
 
     title: for a sentence. in_dim: channels into the patch embedding. parts: names of the parts (`dit.parts`) that every
     checkpoint of it has; optional: those that some have; streams: parts without weights. mark: the entry of the file
-    header's transformer config that tells it from a variant with the same weights. experts: sampling as a pair of
-    experts, for a variant whose checkpoints may also be such a pair.
+    header's transformer config that tells it from a variant with the same weights. sampling: of a model that comes
+    alone; experts: of a pair of experts, for a variant whose checkpoints may be one.
     """
 
     title: str
@@ -66,7 +67,7 @@ class Variant:
         return self.in_dim > self.family.channels
 
 
-I2V = Host(config="WAN21_I2V", image_to_video=True)
+I2V = Host(config="WAN21_I2V", type="i2v", image_to_video=True)
 VARIANTS = {
     "t2v": Variant(
         "text to video",
@@ -90,7 +91,7 @@ VARIANTS = {
     "vace": Variant(
         "VACE",
         parts=frozenset({"vace"}),
-        host=Host("WAN21_Vace", "WAN21_Vace"),
+        host=Host("WAN21_Vace", "WAN21_Vace", "vace"),
         sampling=Sampling(shift=16.0),
         experts=Sampling(shift=12.0, steps=40, guidance=4.0, boundary=0.875, low_noise_guidance=3.0),
     ),
@@ -98,7 +99,7 @@ VARIANTS = {
         "image to video, A14B",
         in_dim=36,
         host=I2V,
-        sampling=Sampling(shift=5.0, steps=40, guidance=3.5, boundary=0.900, low_noise_guidance=3.5),
+        experts=Sampling(shift=5.0, steps=40, guidance=3.5, boundary=0.900, low_noise_guidance=3.5),
     ),
     "ti2v": Variant(
         "text and image to video, 5B",

@@ -28,7 +28,13 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F32": torch.float32,
     "F64": torch.float64,
+    "C64": torch.complex64,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
 }
+if hasattr(torch, "float8_e8m0fnu"):  # torch 2.7: the scales of mxfp8
+    DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
 NOT_WEIGHTS = (  # how other files start that people save under a checkpoint's name
     (b"version https://git-lfs", "a git-lfs pointer and not the weights: download the file itself"),
     (b"<", "a web page and not weights: download the file again, logged in if its site asks for that"),

@@ -12,9 +12,39 @@ import torch
 from torch import Tensor
 
 FP8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
+FP8_FORMATS = frozenset(FP8.values())
+INTEGERS = {torch.int8: "int8", torch.uint8: "4-bit or other packed", torch.int32: "packed 32-bit"}
 OLD_NAMES = {".scale_weight": ".weight_scale", ".scale_input": ".input_scale"}
 MARKER = ".comfy_quant"
 PACKED_MARKER = ".ggml_type"  # this pack's own: beside a `X.weight` of GGUF bytes, the number of their format
+
+# What stands beside a quantised `X.weight`.
+COMPANION = re.compile(
+    r"\.(weight_scale(_2)?|weight_s_rel|weight_s_channel|weight_codebook|input_scale|pre_quant_scale|scale_weight"
+    r"|scale_input|comfy_quant)$"
+)
+
+
+def quantisation(tensors: Mapping[str, Tensor], layers: Mapping[str, dict]) -> str | None:
+    """How the weights of a model are stored, None for plain floats. layers: the forms that the file marks."""
+    if layers or any(name.endswith(MARKER) for name in tensors):
+        return "comfy_quant"
+    if "scaled_fp8" in tensors or any(name.endswith((".scale_weight", ".weight_scale")) for name in tensors):
+        return "fp8_scaled"
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    return next((name.replace("float8", "fp8") for dtype, name in FP8.items() if dtype in dtypes), None)
+
+
+def check_marked(tensors: Mapping[str, Tensor], layers: Mapping[str, dict]) -> None:
+    """Raise ValueError for integer weights without a mark: nothing says what they stand for."""
+    for name, tensor in tensors.items():
+        layer = name.removesuffix(".weight")
+        marked = layer == name or layer in layers or layer + MARKER in tensors
+        if tensor.dtype in INTEGERS and not marked:
+            raise ValueError(
+                f"its weights are {INTEGERS[tensor.dtype]} numbers without a mark of their format (comfy_quant), so "
+                "nothing says what they stand for: choose a file that is quantised for ComfyUI, a GGUF or a plain one."
+            )
 
 
 def header_layers(metadata: Mapping[str, str]) -> dict[str, dict]:
@@ -32,7 +62,10 @@ def header_layers(metadata: Mapping[str, str]) -> dict[str, dict]:
 
 
 def mark_layers(state_dict: Mapping[str, Tensor], layers: Mapping[str, dict]) -> dict[str, Tensor]:
-    """`state_dict` in the current form. layers: those that the header lists, by official name."""
+    """`state_dict` in the current form. layers: those that the file marks, by official name.
+
+    The scale of a layer that is stored in plain floats is multiplied in.
+    """
     whole = state_dict.get("scaled_fp8")  # the old form's mark of the whole file; two values: multiply in float
     common = {"full_precision_matrix_mult": True} if whole is not None and whole.numel() == 2 else {}
     marked = {}
@@ -41,11 +74,15 @@ def mark_layers(state_dict: Mapping[str, Tensor], layers: Mapping[str, dict]) ->
         if name == "scaled_fp8" or (suffix == ".scale_input" and tensor.numel() == 1 and tensor.item() == 1):
             continue
         marked[name.removesuffix(suffix) + OLD_NAMES[suffix] if suffix else name] = tensor
-    for name in list(marked):
-        layer = name.removesuffix(".weight_scale")
+    for layer in [name.removesuffix(".weight_scale") for name in marked if name.endswith(".weight_scale")]:
         weight = marked.get(layer + ".weight")
-        if layer != name and layer not in layers and weight is not None and weight.dtype in FP8:
-            marked.setdefault(layer + MARKER, _as_bytes({"format": FP8[weight.dtype], **common}))
+        if weight is None or layer in layers or layer + MARKER in marked:
+            continue
+        if weight.dtype in FP8:
+            marked[layer + MARKER] = _as_bytes({"format": FP8[weight.dtype], **common})
+        else:
+            marked[layer + ".weight"] = (weight * marked.pop(layer + ".weight_scale")).to(weight.dtype)
+            marked.pop(layer + ".input_scale", None)
     for layer, form in layers.items():
         marked.setdefault(layer + MARKER, _as_bytes(form))
     return marked
@@ -54,18 +91,16 @@ def mark_layers(state_dict: Mapping[str, Tensor], layers: Mapping[str, dict]) ->
 def unscale(state_dict: Mapping[str, Tensor], names: re.Pattern) -> dict[str, Tensor]:
     """`state_dict` with the scaled fp8 weights of the layers that match `names` as float32, unmarked."""
     extras = (".weight_scale", ".input_scale", MARKER)
-    layers = {
-        name.removesuffix(".weight_scale")
-        for name in state_dict
-        if name.endswith(".weight_scale") and names.match(name) and state_dict[name[: -len("_scale")]].dtype in FP8
-    }
+    forms = marked_layers({name: tensor for name, tensor in state_dict.items() if names.match(name)})
+    layers = {layer for layer, form in forms.items() if form.get("format") in FP8_FORMATS}
     unscaled = {}
     for name, tensor in state_dict.items():
         layer, _, last = name.rpartition(".")
         if layer not in layers:
             unscaled[name] = tensor
         elif last == "weight":
-            unscaled[name] = tensor.float() * state_dict[name + "_scale"].float()
+            scale = state_dict.get(name + "_scale")
+            unscaled[name] = tensor.float() if scale is None else tensor.float() * scale.float()
         elif "." + last not in extras:
             unscaled[name] = tensor
     return unscaled

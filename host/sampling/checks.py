@@ -1,0 +1,103 @@
+"""What a run refuses or warns of before any weight is loaded."""
+
+import logging
+from collections.abc import Iterable
+
+import torch
+
+from ...wan_model import solvers
+from ...wan_model.messages import Message
+from ..messages import latents
+from ..model.classes import HostModel
+from . import entries
+from .schedule import Schedule
+from .unfinished import Unfinished
+
+
+def check_latent(model, samples: torch.Tensor) -> None:
+    """Raises ValueError where `samples` are no latents of this model's VAE."""
+    wanted = model.get_model_object("latent_format").latent_channels
+    if samples.ndim != 5:
+        raise ValueError(
+            f"The latent has {samples.ndim} dimensions, a Wan clip has 5 (batch, channels, frames, height, width): "
+            "make it with WanEmptyLatent or WanVAEEncode."
+        )
+    check_channels(wanted, samples.shape[1])
+
+
+def check_channels(sampled: int, given: int) -> None:
+    """Raises ValueError where a model that samples latents of `sampled` channels is given others."""
+    if sampled != given:
+        raise ValueError(
+            Message(
+                "sampled_latent",
+                "The model samples {sampled} and was given {given}: connect the VAE of the model's family to the node "
+                "that made the latent.",
+                sampled=latents(sampled), given=latents(given),
+            )
+        )  # fmt: skip
+
+
+def check_negative(stages: Iterable, negative) -> None:
+    """Raises ValueError where a stage (an `Expert`) needs a negative prompt and there is none."""
+    for stage in stages:
+        if negative is None and stage.reads_negative:
+            why = f"guidance {stage.guidance:g}" if stage.guidance != 1 else "one of the model's patches"
+            raise ValueError(
+                f"{why[0].upper()}{why[1:]} needs a negative prompt, and negative of WanSampler is not connected: "
+                "connect one, or set guidance to 1."
+            )
+
+
+def check_conditioning(model, conditioning) -> None:
+    """Raises ValueError where our model would misread what it is given.
+
+    Logs what it was trained with and lacks, and what it does not read.
+    """
+    if not isinstance(model.model, HostModel):
+        return
+    config = model.model.diffusion_model.config
+    given = entries.given(conditioning)
+    has_clip = all("clip_vision_output" in options for _, options in conditioning)
+    if config.part("clip") and not has_clip:
+        logging.warning(
+            "The %s model was trained with CLIP vision of the start image, and the conditioning has none: connect "
+            "WanClipVision to clip_vision_output of WanConditioning.",
+            config.variant,
+        )
+    unread = entries.unread_entries(model, conditioning)
+    if unread:
+        words = ", ".join(f"{words} ({key})" for key, words in unread.items())
+        logging.warning(
+            "%s, a %s model, does not read %s: no effect on the clip. Load a model that does, or remove the node that "
+            "adds it.",
+            *(model.model.source, config.variant, words),
+        )
+    behind = config.in_dim - config.out_dim
+    if behind and "concat_latent_image" not in given:
+        logging.warning("The %s model was given no start image: it starts from an empty one.", config.variant)
+    elif behind:
+        _check_behind(config.variant, behind, given["concat_latent_image"].shape[1])
+
+
+def _check_behind(variant: str, behind: int, given: int) -> None:
+    """Raises ValueError unless `given` channels fill the `behind` ones that the model reads, with or without a mask.
+
+    The host cuts off what is too much, and would take a control video for the start image.
+    """
+    if given not in (behind, behind - 4):
+        raise ValueError(
+            f"The conditioning holds {given} channels of images and this {variant} model reads {behind - 4}: use the "
+            "node that was made for this model, such as WanConditioning."
+        )
+
+
+def check_start(schedule: Schedule, add_noise: bool, before: Unfinished | None) -> None:
+    """Raises ValueError for a run that cannot start from its latent, of which `before` says what noise it holds."""
+    if before is not None:
+        before.check_start(schedule)
+    elif not add_noise and float(schedule.sigmas[0]) >= solvers.SIGMA_MAX[schedule.solver]:
+        raise ValueError(
+            "add_noise is off and the run starts at full noise, where nothing of the latent is left: turn it on, or "
+            "set start_step to the step at which the other sampler ended."
+        )

@@ -1,0 +1,107 @@
+"""The models of a run: one, or the two experts of A14B, each with the noise levels that it serves."""
+
+import logging
+from dataclasses import dataclass
+
+import comfy.model_management
+
+from ...wan_model import solvers
+from ...wan_model.messages import Message
+from ...wan_model.variants import VARIANTS
+from ..model import offload
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A model and the part of the schedule that is its own.
+
+    model: a MODEL. guidance: classifier-free guidance scale. until: the expert serves noise levels from here upwards.
+    """
+
+    model: object
+    guidance: float
+    until: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The file the model came from, as far as it is known."""
+        return getattr(self.model.model, "source", type(self.model.model).__name__)
+
+    @property
+    def channels(self) -> int:
+        """Latent channels that the model takes in."""
+        return self.model.model.diffusion_model.patch_embedding.weight.shape[1]
+
+    @property
+    def reads_negative(self) -> bool:
+        """Whether the host predicts for the negative prompt: at guidance 1 only where a patch asks for it."""
+        return self.guidance != 1 or self.model.model_options.get("disable_cfg1_optimization", False)
+
+    def serves(self, sigma: float, solver: str) -> bool:
+        """Whether noise level `sigma` is this expert's, in the timesteps that `solver` gives the network."""
+        return solvers.timestep(sigma, solver) >= 1000 * self.until - 1e-3  # float32 must not lose the boundary itself
+
+
+def experts(model, guidance: float, low_noise_model=None, low_noise_guidance: float = 0.0, boundary: float = 0.0):
+    """The one or two experts of a run.
+
+    low_noise_guidance 0: the same as `guidance`. boundary 0: the official one of the model's kind.
+    Raises ValueError for two models that are no pair.
+    """
+    if low_noise_model is None:
+        return [Expert(model, guidance)]
+    pair = [
+        Expert(model, guidance, boundary or official_boundary(model.model)),
+        Expert(low_noise_model, low_noise_guidance or guidance),
+    ]
+    check_pair(*pair)
+    return pair
+
+
+def official_boundary(model) -> float:
+    """Return the noise level at which the low-noise expert of a host model takes over."""
+    known = getattr(getattr(model.diffusion_model, "config", None), "facts", None)
+    row = known or VARIANTS["i2v_a14b" if model.image_to_video else "t2v"]
+    pair = row.experts or row.sampling
+    return pair.boundary or VARIANTS["i2v_a14b" if row.takes_image else "t2v"].experts.boundary
+
+
+def check_pair(high: Expert, low: Expert) -> None:
+    """Raises ValueError where `high` and `low`, by their names and channels, are not the two experts of one model."""
+    if high.channels != low.channels:
+        raise ValueError(
+            Message(
+                "no_pair",
+                "The experts are no pair: {high} takes {high_channels} channels and {low} {low_channels} (16 is text "
+                "to video, 36 image to video): load both files of the same model.",
+                high=high.name, high_channels=high.channels, low=low.name, low_channels=low.channels,
+            )
+        )  # fmt: skip
+    for expert, wrong, socket in ((high, "low_noise", "model"), (low, "high_noise", "low_noise_model")):
+        if wrong in expert.name:
+            raise ValueError(
+                Message(
+                    "other_expert",
+                    "{file} is connected to {socket} of WanSampler, where the other expert belongs: connect the "
+                    "high-noise file to model and the low-noise file to low_noise_model.",
+                    file=expert.name, socket=socket,
+                )
+            )  # fmt: skip
+
+
+def release(following: Expert, run: solvers.Run) -> None:
+    """Frees the device of the last expert before `following` is loaded, and says so in the log.
+
+    A dynamic patcher takes what it needs by itself, and keeps what it can for the next run.
+    """
+    if offload.is_dynamic(following.model):
+        return
+    device = following.model.load_device
+    before = comfy.model_management.get_free_memory(device)
+    comfy.model_management.free_memory(1e30, device)
+    comfy.model_management.soft_empty_cache()
+    freed = comfy.model_management.get_free_memory(device) - before
+    logging.info(
+        "Step %d, sigma %.3f: switching to %s (guidance %g), %.0f MB freed first.",
+        *(run.index + 1, run.sigma, following.name, following.guidance, freed / 2**20),
+    )

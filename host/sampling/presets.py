@@ -1,0 +1,156 @@
+"""Few-step presets: which fits a model and its LoRAs, and what a run with one is."""
+
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ...wan_model.variants import distilled
+from ...wan_model.variants.distilled import Preset
+from ..model import lora
+from . import schedule
+from .schedule import Schedule
+
+NONE, AUTO = "none", "auto"
+CHOICES = (NONE, AUTO, *distilled.BY_NAME)
+FILES = ("unet_name", "lora_name")  # inputs of the host's loaders that name a file
+FEW = 2  # times the steps of a preset that a run may have before it is called unfit
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run samples: the sampler's widgets, or what a preset says instead.
+
+    low_noise_guidance: 0 is the same as guidance. sigmas: explicit noise levels, which replace steps and shift.
+    """
+
+    steps: int
+    guidance: float
+    low_noise_guidance: float
+    shift: float
+    solver: str
+    sigmas: Sequence[float] | None = None
+
+    def with_preset(self, preset: Preset, is_pair: bool) -> "Settings":
+        """Return these settings as `preset` has them, but for sigmas that are given.
+
+        is_pair: whether there are two experts; a single model takes the guidance of the second.
+        """
+        high, low = preset.guidance if is_pair else preset.guidance[-1:] * 2
+        own = preset.sigmas if preset.timesteps is not None else None
+        sigmas = own if self.sigmas is None else self.sigmas
+        return Settings(preset.steps, high, low, preset.shift, preset.solver, sigmas)
+
+    def schedule(self, denoise: float) -> Schedule:
+        """Return the schedule of the run, cut to its last part where `denoise` is below 1."""
+        if self.sigmas is None:
+            return schedule.planned(self.steps, self.shift, self.solver, denoise)
+        return schedule.given(self.sigmas, self.solver, denoise)
+
+    @property
+    def count(self) -> int:
+        """How many steps a whole run has."""
+        return self.steps if self.sigmas is None else len(self.sigmas) - 1
+
+    @property
+    def guidances(self) -> tuple[float, float]:
+        """Guidance of the high-noise and of the low-noise expert."""
+        return self.guidance, self.low_noise_guidance or self.guidance
+
+
+def preset_for(names: Iterable[str]) -> dict | None:
+    """Return the preset for a model and its LoRAs by their file names, for the editor, or None where none is known.
+
+    Keys: name (a choice of WanSampler's `preset`), about (one sentence), steps, guidance, low_noise_guidance, shift,
+    solver, sigmas (a list where the family has its own, else None) and source.
+    """
+    preset = distilled.recognise("\n".join(names))
+    if preset is None:
+        return None
+    high, low = preset.guidance
+    return {
+        "name": preset.name,
+        "about": preset.about,
+        "steps": preset.steps,
+        "guidance": high,
+        "low_noise_guidance": low,
+        "shift": preset.shift,
+        "solver": preset.solver,
+        "sigmas": None if preset.timesteps is None else list(preset.sigmas),
+        "source": preset.source,
+    }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A choice of the sampler's `preset` widget, for files of these `names`.
+
+    name: one of `CHOICES`. widgets: the settings that count without a preset. is_pair: whether there are two experts.
+    """
+
+    name: str
+    widgets: Settings
+    names: Sequence[str]
+    is_pair: bool
+
+    @property
+    def preset(self) -> Preset | None:
+        """The preset that is chosen, or recognised with "auto"; raises ValueError for an unknown name."""
+        if self.name == NONE:
+            return None
+        if self.name == AUTO:
+            return distilled.recognise("\n".join(self.names))
+        if self.name not in distilled.BY_NAME:
+            raise ValueError(f"There is no preset named {self.name!r}: choose one of {', '.join(CHOICES)}.")
+        return distilled.BY_NAME[self.name]
+
+    @property
+    def settings(self) -> Settings:
+        """How the run samples."""
+        return self.widgets if self.preset is None else self.widgets.with_preset(self.preset, self.is_pair)
+
+    def report(self) -> None:
+        """Log which preset the run takes, or that one would fit better."""
+        preset = self.preset
+        if preset is not None:
+            logging.info("Preset %s. %s", preset.name, preset.about)
+        elif self.name == AUTO:
+            files = ", ".join(self.names) or "this model"
+            logging.info("Preset auto: none is known for %s, the sampler's own settings count.", files)
+        elif (advice := advise(self.widgets, self.names)) is not None:
+            logging.warning("%s", advice)
+
+
+def advise(settings: Settings, names: Sequence[str]) -> str | None:
+    """Return one sentence where files of these names are distilled and `settings` do not suit them, else None."""
+    preset = distilled.recognise("\n".join(names))
+    if preset is None or (settings.count <= FEW * preset.steps and min(settings.guidances) <= 1):
+        return None
+    guidance = " and ".join(f"{value:g}" for value in dict.fromkeys(settings.guidances))
+    return (
+        f"{preset.about} The run has {settings.count} steps, guidance {guidance}: choose the preset {preset.name!r} or "
+        "auto in WanSampler."
+    )
+
+
+def file_names(model) -> list[str]:
+    """Return the names of the file of the MODEL `model` and of the LoRAs that this pack put on it, where known."""
+    source = getattr(model.model, "source", None)
+    return [name for name in (source, *lora.names_on(model)) if name is not None]
+
+
+def names_upstream(prompt: Mapping[str, Mapping] | None, node_id: str | None, socket: str) -> list[str]:
+    """Return the model and LoRA files that the loaders before the MODEL input `socket` of a node name.
+
+    prompt: the graph as it was sent. Follows inputs named model from loader to loader, so that it also sees the host's
+    own; a LoRA of strength 0 does not count.
+    """
+    names, node = [], (prompt or {}).get(node_id)
+    while node is not None:
+        link = node["inputs"].get(socket)
+        node = prompt.get(link[0]) if isinstance(link, list) else None
+        inputs, socket = (node or {"inputs": {}})["inputs"], "model"
+        if inputs.get("strength_model") == 0:
+            continue
+        names += [os.path.basename(inputs[name]) for name in FILES if isinstance(inputs.get(name), str)]
+    return names
