@@ -119,6 +119,7 @@ class HostDiT(WanDiT, inner.InnerNetwork):
         of_host = draft.runtime.options, draft.runtime.latent, draft.front_tokens
         run = BlockRunner(*of_host, flat_time="vace_context" in self.reads)
         draft.runtime = dataclasses.replace(draft.runtime, run_block=run)
+        draft.after_text[:0] = run.after_text  # also in the blocks of VACE, as in the host's
         return super().run_blocks(draft)
 
     def run_head(self, x, time, chunk):
@@ -185,8 +186,6 @@ class BlockRunner:
     def __call__(self, index, block, x, inputs):
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.options["block_index"] = index
-        if self.after_text:
-            inputs = dataclasses.replace(inputs, after_text=(*self.after_text, *inputs.after_text))
         replacement = self.replacements.get(("double_block", index))
         x = self.run(block, x, inputs) if replacement is None else self.replaced(replacement, block, x, inputs)
         for patch in self.after_block:

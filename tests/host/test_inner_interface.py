@@ -8,7 +8,7 @@ import torch
 from comfy.ldm.wan.model import WanI2VCrossAttention, WanModel, WanSelfAttention, WanT2VCrossAttention
 
 BOUND = 1e-3
-CHANGED = 1e-3  # what each of the patches changes at least
+CHANGED = 3e-4  # what each of the patches changes at least
 KINDS = ("wan2.1_t2v", "wan2.1_i2v", "wan2.1_vace", "wan2.2_ti2v")
 
 
@@ -20,7 +20,7 @@ def pairs(room, models):
 
 @pytest.fixture(scope="module")
 def run():
-    """Function (kind, MODEL) -> the latent of two steps with all that the kind takes."""
+    """Function (kind, MODEL) -> the latent of one step with all that the kind takes."""
     vision = comfy.clip_vision.Output()
     vision["penultimate_hidden_states"] = torch.randn(1, 257, 1280, generator=torch.Generator().manual_seed(1))
     frames = torch.randn(1, 32, 3, 8, 10, generator=torch.Generator().manual_seed(2))
@@ -31,7 +31,7 @@ def run():
 
     def sample(kind, model):
         clip = beside.latent(48 if kind == "wan2.2_ti2v" else 16, 3)
-        return beside.sample(model, *beside.prompts(**options.get(kind, {})), clip, steps=2)
+        return beside.sample(model, *beside.prompts(**options.get(kind, {})), clip, steps=1)
 
     return sample
 
@@ -45,13 +45,16 @@ def plain(pairs, run):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", inner_patches.PATCHES)
-def test_an_inner_patch_does_the_same(kind, name, pairs, plain, run, relative_error):
+def test_an_inner_patch_does_the_same(kind, name, room, pairs, plain, run, relative_error):
     if kind == "wan2.1_vace" and name == "its own loop":
         pytest.skip("such loops are written for models without control")
+    inner = room("host.model.inner")
     results = pairs[kind].each(lambda model: run(kind, inner_patches.PATCHES[name](model)))
     assert relative_error(results.ours, results.theirs) < BOUND
     assert relative_error(results.ours, plain[kind].ours) > CHANGED
-    assert torch.equal(run(kind, pairs[kind].ours), plain[kind].ours)  # nothing of it stays
+    if kind == "wan2.1_t2v":  # nothing of it stays
+        assert torch.equal(run(kind, pairs[kind].ours), plain[kind].ours)
+        assert not any(map(inner.is_altered, inner_patches.network(pairs[kind].ours).blocks))
 
 
 @pytest.mark.parametrize("kind", KINDS)
