@@ -105,7 +105,7 @@ class HostDiT(WanDiT, inner.InnerNetwork):
             kernels=chosen,
             chunk=memory.chunk_on(
                 *(x.device, self.config, x.shape, x.dtype),
-                shapes={name: value.shape for name, value in given.items() if isinstance(value, torch.Tensor)},
+                shapes=conditions.shapes_of(given),
                 compiled=hasattr(self.blocks[0], "_orig_mod"),  # as the host puts them there for this call
             ),
             rope_scale=tuple(rope.get(f"scale_{axis}", 1.0) for axis in AXES),

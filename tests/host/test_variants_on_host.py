@@ -17,35 +17,24 @@ FAILURES = (RuntimeError, TypeError, AttributeError, KeyError, IndexError)  # a 
 
 # What is not the same today: "refused" (ValueError), "crashes", or "differs". Delete the row when it is mended.
 EXPECTED = {
-    "i2v without CLIP vision": "refused",
-    "fun_inp_5b": "refused",
-    "fun_control": "refused",
-    "fun_control_1.3B": "refused",
-    "fun_control_ref": "refused",
-    "fun_control_a14b": "refused",
-    "fun_control_a14b with a reference": "refused",
-    "fun_control_5b": "refused",
-    "fun_control_5b with a reference": "refused",  # then differs: ComfyUI gives the reference no timestep
     "fun_camera": "refused",
     "fun_camera_1.3B": "refused",
     "fun_camera_a14b": "refused",
     "s2v": "refused",  # then differs: ComfyUI leaves out the 73 frames in front of the sound
     "s2v with pose and motion": "refused",  # and puts the far motion elsewhere
     "animate": "refused",
-    "animate2": "differs",
-    "animate2 with the cache": "differs",
+    "animate2": "refused",
+    "animate2 with the cache": "refused",
     "humo": "refused",  # then differs: ComfyUI holds zeros in the reference frames
     "humo_1.7B": "refused",
     "scail": "refused",
     "scail2": "refused",
-    "bernini": "differs",
     "wandancer": "refused",
-    "infinitetalk without CLIP vision": "refused",
     "infinitetalk with two speakers": "same",  # then differs: ComfyUI has no mask of the background
     "uni3c": "refused",
-    "causal": "crashes",
-    "causal in blocks": "crashes",
-    "causal from a picture": "crashes",
+    "causal": "refused",
+    "causal in blocks": "refused",
+    "causal from a picture": "refused",
 }
 
 

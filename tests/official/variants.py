@@ -1,8 +1,8 @@
 """One conditioning for each member of the Wan family, made by the host's own nodes on tiny inputs.
 
 For whoever adds a member: a row of `VARIANTS` names a kind of `files.DITS` and a builder. The builder gets a `Bench`
-and the MODEL, and returns what a sampler takes: `Inputs(model, positive, negative, latent)`; `Variant.sample` runs it. The
-same row runs with the host's MODEL and with ours, so that only the network differs:
+and the MODEL, and returns what a sampler takes: `Inputs(model, positive, negative, latent)`; `Variant.sample` runs it.
+The same row runs with the host's MODEL and with ours, so that only the network differs:
 
     bench = Bench(models, vaes)                      # as tests/host/test_variants_on_host.py makes it
     variant = VARIANTS["humo"]

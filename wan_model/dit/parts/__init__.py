@@ -3,9 +3,10 @@
 from .base import Part
 from .clip import ClipImages, ClipPositions
 from .frames import Sources, Subjects
+from .reference import Reference
 from .vace import Vace
 
-PARTS: dict[str, type[Part]] = {part.name: part for part in (ClipImages, ClipPositions, Vace)}
+PARTS: dict[str, type[Part]] = {part.name: part for part in (ClipImages, ClipPositions, Reference, Vace)}
 """Parts with weights, by name, in the order in which they are built and prepared."""
 
 STREAMS: dict[str, type[Part]] = {part.name: part for part in (Subjects, Sources)}
@@ -14,6 +15,7 @@ STREAMS: dict[str, type[Part]] = {part.name: part for part in (Subjects, Sources
 CONDITIONS = {  # arguments of a forward in words; None for one that only modifies another
     "clip_fea": "CLIP vision features",
     "text_as_image": None,
+    "ref_latent": "reference image",
     "subject_latents": "subject latents",
     "context_latents": "context latents",
     "vace_context": "VACE context (it has no VACE blocks)",
