@@ -131,10 +131,18 @@ class WanDiT(nn.Module):
     def unembed(self, x: Tensor, time: Tensor, sequence: Sequence, draft: Draft) -> Tensor:
         """Return the velocity (B, out_dim, F, H, W) of the clip's tokens among what `run_blocks` returned."""
         x = draft.runtime.gather(x, sequence)
-        head = draft.head or self.head
-        patches = head(x[:, sequence.clip], time[:, sequence.clip_rows], draft.runtime.chunk)
-        f, h, w = draft.grid
-        return rearrange(patches, "b (f h w) (p q c) -> b c f (h p) (w q)", f=f, h=h, w=w, p=PATCH[1], q=PATCH[2])
+        clip, rows = x[:, sequence.clip], time[:, sequence.clip_rows]
+        patches = self.run_head(draft.head or self.head, clip, rows, draft.runtime.chunk)
+        return self.unpatchify(patches, draft.grid)
+
+    def run_head(self, head: nn.Module, x: Tensor, time: Tensor, chunk: int | None) -> Tensor:
+        """Return the patches (B, L, out_dim * patch area) that `head` makes of tokens x (B, L, dim)."""
+        return head(x, time, chunk)
+
+    def unpatchify(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Return the patches x (B, L, out_dim * patch area) of a `grid` as (B, out_dim, F, H, W)."""
+        f, h, w = grid
+        return rearrange(x, "b (f h w) (p q c) -> b c f (h p) (w q)", f=f, h=h, w=w, p=PATCH[1], q=PATCH[2])
 
     def embed_time(self, t: Tensor) -> Tensor:
         """Return float32 (B, R, dim) of the timesteps `t` (B, R) in 0..1000."""
