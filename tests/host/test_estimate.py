@@ -146,8 +146,7 @@ def test_the_route(room, models, times):
 
 @pytest.mark.parametrize(
     "preset, names, steps, prompts",
-    [("none", "x_lightx2v_4steps", 30, 2), ("auto", "x%0Ax_lightx2v_4steps", 4, 1), ("auto", "x", 30, 2)]
-    + [("causvid", "x", 9, 1)],
+    [("none", "x_lightx2v", 30, 2), ("auto", "x%0Ax_lightx2v", 4, 1), ("auto", "x", 30, 2), ("causvid", "x", 9, 1)],
 )
 def test_the_route_counts_the_steps_of_a_preset(room, models, preset, names, steps, prompts):
     _, answer = ask(room, f"model={T2V}&width=96&height=64&length=9&preset={preset}&names={names}")
