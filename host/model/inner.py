@@ -6,6 +6,7 @@ of which something is replaced runs as the host's does, part by part; all others
 """
 
 import dataclasses
+import inspect
 from types import MethodType
 
 import torch
@@ -235,8 +236,17 @@ def _embedded(network: nn.Module, positions: Positions, device) -> Tensor:
 
 
 def served_patches(options: dict, name: str) -> tuple:
-    """Return the patches `name` in the transformer_options, or nothing where the host's own Wan does not call them."""
-    return tuple(options.get("patches", {}).get(name, ())) if name in SERVED else ()
+    """Return the patches `name` in the transformer_options that are made for Wan.
+
+    Where the host's own Wan does not call them, those for U-Nets, which take q, k and v, do nothing, as on the host's.
+    """
+    patches = options.get("patches", {}).get(name, ())
+    return tuple(patch for patch in patches if name in SERVED or _takes_one_argument(patch))
+
+
+def _takes_one_argument(patch) -> bool:
+    required = [p for p in inspect.signature(patch).parameters.values() if p.default is p.empty]
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in required) <= 1
 
 
 def _served() -> frozenset[str]:

@@ -59,11 +59,13 @@ def test_an_inner_patch_does_the_same(kind, name, room, pairs, plain, run, relat
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", inner_patches.NEWER)
-def test_a_patch_that_not_every_host_calls(kind, name, pairs, plain, run, relative_error):
+def test_a_patch_that_not_every_host_calls(kind, name, room, pairs, plain, run, relative_error):
     results = pairs[kind].each(lambda model: run(kind, inner_patches.NEWER[name](model)))
-    assert relative_error(results.ours, results.theirs) < BOUND
-    effects = [relative_error(*of) > CHANGED for of in zip(*map(vars_of, (results, plain[kind])), strict=True)]
-    assert effects[0] == effects[1]
+    assert relative_error(results.ours, plain[kind].ours) > CHANGED
+    if name in room("host.model.inner").SERVED:  # the Wan of an older host does nothing with it
+        assert relative_error(results.ours, results.theirs) < BOUND
+    else:
+        assert torch.equal(results.theirs, plain[kind].theirs)
 
 
 def vars_of(pair):
