@@ -8,9 +8,12 @@ import torch
 from ...wan_model.variants import PATCH
 
 NAMES = {
+    "audio_embed": "audio",
     "clip_fea": "clip_fea",
     "context_latents": "context_latents",
+    "control_video": "pose_latents",
     "reference_latent": "ref_latent",
+    "reference_motion": "motion_latents",
     "time_dim_concat": "subject_latents",
     "vace_context": "vace_context",
     "vace_strength": "vace_scale",
@@ -36,10 +39,16 @@ def shapes(cond_shapes: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, Sequ
     """Return the largest shape of each condition by our name, from the shapes that the host collects of a run."""
     found = {NAMES.get(theirs, theirs): theirs for theirs, given in cond_shapes.items() if given}
     largest = {ours: max(cond_shapes[theirs], key=math.prod) for ours, theirs in found.items()}
-    if len(largest.get("ref_latent", ())) == 4:
-        batch, channels, *sides = largest["ref_latent"]
-        largest["ref_latent"] = (batch, channels, 1, *sides)
+    if "ref_latent" in largest:
+        largest["ref_latent"] = _as_latent(largest["ref_latent"])
     if "context_latents" in largest:  # the host counts the values of all sources together
-        batch, channels, values = largest["context_latents"]
-        largest["context_latents"] = [(batch, channels, 1, PATCH[1], values // PATCH[1])]
+        largest["context_latents"] = [_as_latent(largest["context_latents"])]
     return largest
+
+
+def _as_latent(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return a shape (B, C, F, H, W) of as many values for one that the host gives without frames or sides."""
+    if len(shape) == 3:
+        batch, channels, values = shape
+        return batch, channels, 1, PATCH[1], values // PATCH[1]
+    return tuple(shape) if len(shape) == 5 else (*shape[:2], 1, *shape[2:])

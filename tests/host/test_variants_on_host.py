@@ -20,8 +20,8 @@ EXPECTED = {
     "fun_camera": "refused",
     "fun_camera_1.3B": "refused",
     "fun_camera_a14b": "refused",
-    "s2v": "refused",  # then differs: ComfyUI leaves out the 73 frames in front of the sound
-    "s2v with pose and motion": "refused",  # and puts the far motion elsewhere
+    "s2v": "differs",  # test_sound_on_host: ComfyUI leaves out the 73 frames in front of the sound
+    "s2v with pose and motion": "differs",  # and puts the far motion elsewhere
     "animate": "refused",
     "animate2": "refused",
     "animate2 with the cache": "refused",

@@ -66,3 +66,19 @@ def test_a_held_first_frame(golden, relative_error):
     latent = run(case, denoise)
     assert torch.equal(latent[:, :1], first[0])
     assert relative_error(latent, case.outputs["latent"]) < 1e-3
+
+
+def test_sound_to_video(golden, relative_error):
+    """The first clip: no motion; the negative branch has another text and no sound."""
+    case = golden("loop_s2v")
+    model, guide = build_dit(case.weights()), float(case.metadata["guide"])
+    given = {name: case.inputs[name][None] for name in ("ref_latent", "pose_latents")}
+    audio = case.inputs["audio"][None]
+
+    def denoise(x, sigma):
+        t = torch.tensor([float(math.trunc(1000 * sigma))])
+        v = model(x, t, case.inputs["context"][None], audio=audio, **given)
+        v_null = model(x, t, case.inputs["context_null"][None], audio=0 * audio, **given)
+        return x - sigma * (v_null + guide * (v - v_null))
+
+    assert relative_error(run(case, denoise), case.outputs["latent"]) < 1e-3

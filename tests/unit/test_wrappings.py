@@ -218,7 +218,7 @@ def test_a_gguf_says_it_too(fields, what, weights, tmp_path):
 # The rest of the family
 
 FAMILY = json.loads(gzip.decompress(LAYOUTS.read_bytes()))
-PLAIN = {  # without a mark: what the weights look like is what they are, and how they are sampled is not in a file
+PLAIN = {  # what the weights look like is what they are, and how they are sampled is not in a file
     "selfforcing/self_forcing_dmd_1.3B": "t2v",
     "fun/wan2.2_vace_fun_a14b": "vace",
     "official/phantom_1.3B": "t2v",
@@ -230,9 +230,9 @@ PLAIN = {  # without a mark: what the weights look like is what they are, and ho
     "fun/wan2.1_fun_inp_14B": "i2v",
     "fun/wan2.1_fun_v1.1_inp_14B": "i2v",
     "fun/wan2.2_fun_a14b_inp": "i2v_a14b",
+    "official/wan2.2_s2v_14B": "s2v",
 }
 REFUSALS = {
-    "official/wan2.2_s2v_14B": "a Wan speech-to-video model",
     "official/wan2.2_animate_14B": "a Wan Animate model",
     "diffusers/wan2.2_animate_14B": "a Wan Animate model",
     "official/humo_17B": "a HuMo model",

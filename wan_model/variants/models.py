@@ -129,6 +129,12 @@ VARIANTS = {
         host=Host("WAN22", "WAN22_T2V", image_to_video=True),
         sampling=Sampling(frames=121),
     ),
+    "s2v": Variant(
+        "sound to video",
+        parts=frozenset({"s2v"}),
+        host=Host("WAN22_S2V", "WAN22_S2V", "s2v"),
+        sampling=Sampling(shift=3.0, steps=40, guidance=4.5, frames=77),
+    ),
     "ti2v": Variant(
         "text and image to video, 5B",
         family=WAN22,

@@ -4,9 +4,10 @@ from .base import Part
 from .clip import ClipImages, ClipPositions
 from .frames import Sources, Subjects
 from .reference import Reference
+from .s2v import SoundToVideo
 from .vace import Vace
 
-PARTS: dict[str, type[Part]] = {part.name: part for part in (ClipImages, ClipPositions, Reference, Vace)}
+PARTS: dict[str, type[Part]] = {part.name: part for part in (ClipImages, ClipPositions, Reference, Vace, SoundToVideo)}
 """Parts with weights, by name, in the order in which they are built and prepared."""
 
 STREAMS: dict[str, type[Part]] = {part.name: part for part in (Subjects, Sources)}
@@ -16,6 +17,9 @@ CONDITIONS = {  # arguments of a forward in words; None for one that only modifi
     "clip_fea": "CLIP vision features",
     "text_as_image": None,
     "ref_latent": "reference image",
+    "audio": "sound",
+    "motion_latents": "motion latents",
+    "pose_latents": "pose video",
     "subject_latents": "subject latents",
     "context_latents": "context latents",
     "vace_context": "VACE context (it has no VACE blocks)",

@@ -1,0 +1,135 @@
+"""Models that hear, against their authors' code: S2V, HuMo, InfiniteTalk."""
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from wan_model import build_dit, checkpoint
+from wan_model.dit.parts.motion import motion_length
+from wan_model.dit.rope import Positions
+from wan_model.dit.runtime import Runtime
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def batched(tensors):
+    """The tensors of a golden case with a batch axis, but for those that have one."""
+    return {name: tensor if name in ("t", "clip_fea") else tensor[None] for name, tensor in tensors.items()}
+
+
+def twice(inputs):
+    """The inputs of a batch of two: the golden sample, and one of other numbers."""
+    return {name: torch.cat((tensor, tensor.roll(1, -1) * 0.9)) for name, tensor in inputs.items()}
+
+
+# S2V
+
+
+def s2v_inputs(case):
+    return batched({name: tensor for name, tensor in case.inputs.items() if name not in ("noise", "context_null")})
+
+
+@pytest.fixture(scope="module")
+def s2v(golden):
+    case = golden("dit_s2v")
+    return build_dit(case.weights()), s2v_inputs(case), case.outputs
+
+
+S2V = {
+    "v": {},
+    "v_no_motion": {"motion_latents": None},
+    "v_no_pose": {"pose_latents": None},
+    "v_null_audio": {"audio": lambda inputs: 0 * inputs["audio"]},
+}
+
+
+@pytest.mark.parametrize("output", S2V)
+def test_s2v_is_the_authors(output, s2v, relative_error):
+    model, inputs, expected = s2v
+    changes = {name: change(inputs) if callable(change) else change for name, change in S2V[output].items()}
+    assert model.config.variant == "s2v"
+    assert relative_error(model(**{**inputs, **changes})[0], expected[output]) < 1e-5
+    assert output == "v" or relative_error(expected[output], expected["v"]) > 1e-3
+
+
+def test_s2v_hears_with_the_frames_of_the_clip_before_in_front(s2v, relative_error):
+    model, inputs, expected = s2v
+    tokens, overall = model.casual_audio_encoder(inputs["audio"], prefix=73)
+    frames = inputs["x"].shape[2]
+    assert relative_error(tokens[0, -frames:], expected["audio_tokens"]) < 1e-5
+    assert relative_error(overall[0, -frames:], expected["audio_global"][:, 0]) < 1e-5
+
+
+def test_s2v_in_small_parts_and_as_a_batch(s2v, relative_error):
+    model, inputs, expected = s2v
+    parts = model(**inputs, runtime=Runtime(chunk=20))
+    assert relative_error(parts[0], expected["v"]) < 1e-5
+    both, runtime = twice(inputs), Runtime(chunk=20)
+    second = model(**{name: tensor[1:] for name, tensor in both.items()})
+    assert relative_error(model(**both), torch.cat((parts, second))) < 1e-5
+    assert relative_error(model(**both, runtime=runtime), torch.cat((parts, second))) < 1e-5
+
+
+def test_s2v_spreads_coarse_motion_tokens_over_the_grid_of_the_clip(s2v):
+    """Rounded down, at their own distances in time: ComfyUI puts the far ones at -19 to -16."""
+    model, inputs, _ = s2v
+    seen, kernels = [], Runtime().kernels
+
+    def rope_table(positions, *size):
+        seen.extend(positions)
+        return kernels.rope_table(positions, *size)
+
+    pictures = ("x", "ref_latent", "motion_latents", "pose_latents")
+    narrow = {name: inputs[name][..., :14] for name in pictures}  # no multiple of the coarsest tokens
+    model(**inputs | narrow, runtime=Runtime(kernels=replace(kernels, rope_table=rope_table)))
+    assert seen[2:] == [
+        Positions((-1,), (0, 1, 2, 3), (0, 1, 2, 3, 4, 5, 6)),
+        Positions((-3,), (0, 3), (0, 3, 6)),
+        Positions((-19, -14, -9, -4), (0,), (0,)),
+    ]
+    assert motion_length(8, 14) == sum(grid.tokens for grid in seen[2:])
+
+
+BAD_S2V = {
+    r"needs sound \(audio\) and got none": {"audio": None},
+    r"sound is \(1, 25, 48, 8\).*frames needs \(1, 25, 48, 12\)": {"audio": lambda a: a[..., :8]},
+    r"sound is \(1, 24, 48, 12\)": {"audio": lambda a: a[:, 1:]},
+    r"pose video is 1 x \(2, 8, 16\).*latent is 1 x \(3, 8, 16\)": {"pose_latents": lambda p: p[:, :, :2]},
+    r"motion latents are \(1, 16, 19, 6, 16\)": {"motion_latents": lambda m: m[..., :6, :]},
+    r"reference latent is \(1, 16, 2, 8, 16\)": {"ref_latent": lambda r: r.repeat(1, 1, 2, 1, 1)},
+}
+
+
+@pytest.mark.parametrize("message", BAD_S2V)
+def test_s2v_refuses_what_does_not_fit(message, s2v):
+    model, inputs, _ = s2v
+    changes = {name: change and change(inputs[name]) for name, change in BAD_S2V[message].items()}
+    with pytest.raises(ValueError, match=message):
+        model(**{**inputs, **changes})
+
+
+def test_s2v_goes_on_only_from_a_clip_that_its_coarsest_tokens_fit(s2v):
+    model, inputs, _ = s2v
+    small = {name: inputs[name][..., :6, :] for name in ("x", "ref_latent", "motion_latents", "pose_latents")}
+    with pytest.raises(ValueError, match="8 x 8 at least, this one is 6 x 16"):
+        model(**inputs | small)
+    assert model(**inputs | small | {"motion_latents": None}).shape == small["x"].shape
+
+
+# Files
+
+
+FULL_SIZE = {"official/wan2.2_s2v_14B": "s2v"}
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_full_size_names_are_recognised(name):
+    shapes = json.loads(gzip.decompress((GOLDEN / "checkpoints_more.json.gz").read_bytes()))[name]
+    tensors = {key: torch.empty(shape, dtype=torch.bfloat16, device="meta") for key, shape in shapes.items()}
+    found = checkpoint.recognise(tensors)
+    assert (found.variant, found.elsewhere) == (FULL_SIZE[name], False)
+    assert build_dit(tensors).config == found.config
