@@ -14,7 +14,7 @@ import torch
 
 from ...wan_model.dit.config import DiTConfig
 from ...wan_model.variants import PATCH, VARIANTS
-from . import conditions, memory, precision
+from . import conditions, memory, precision, references
 from .dit import HostDiT
 
 
@@ -52,7 +52,7 @@ class HostModel:
             logging.warning("%s reads no CLIP vision: what WanClipVision gave is ignored.", self.source)
         if "context_latents" in self.reads and (sources := kwargs.get("context_latents")) is not None:
             conds["context_latents"] = comfy.conds.CONDList([self.process_latent_in(source) for source in sources])
-        return conds
+        return references.conditions(self, conds, kwargs) if "ref_latents" in self.reads else conds
 
     def extra_conds_shapes(self, **kwargs):
         """Shapes of what one conditioning adds to the clip: all that the host knows when it makes room for a run."""

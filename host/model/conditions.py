@@ -13,6 +13,7 @@ NAMES = {
     "context_latents": "context_latents",
     "control_video": "pose_latents",
     "reference_latent": "ref_latent",
+    "reference_latents": "ref_latents",
     "reference_motion": "motion_latents",
     "time_dim_concat": "subject_latents",
     "vace_context": "vace_context",

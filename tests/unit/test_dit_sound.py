@@ -120,10 +120,91 @@ def test_s2v_goes_on_only_from_a_clip_that_its_coarsest_tokens_fit(s2v):
     assert model(**inputs | small | {"motion_latents": None}).shape == small["x"].shape
 
 
+# HuMo
+
+
+def humo_inputs(case, audio=1.0, null=False):
+    """What the authors' code gives the network; null: without the text, the sound and the picture."""
+    given = batched(case.inputs)
+    inputs = {"x": given.get("x"), "t": given.get("t"), "context": given["context_null" if null else "context"]}
+    inputs["audio"] = audio * given["audio_small"].repeat_interleave(8, dim=-1)
+    if "zero_vae" in given:  # in the channels behind the noisy ones
+        mask = torch.ones_like(given["zero_vae"][:, :4])
+        mask[:, :, :-1] = 0
+        held = given["zero_vae"][:, :, -1:] if null else given["ref_latents"]
+        inputs["y"] = torch.cat((mask, torch.cat((given["zero_vae"][:, :, :-1], held), dim=2)), dim=1)
+    else:
+        inputs["ref_latents"] = 0 * given["ref_latents"] if null else given["ref_latents"]
+    return inputs
+
+
+HUMO = {"dit_humo_17b": "humo", "dit_humo_1_7b": "humo_1.7b"}
+
+
+@pytest.fixture(scope="module", params=HUMO)
+def humo(request, golden):
+    case = golden(request.param)
+    return request.param, build_dit(case.weights()), case
+
+
+@pytest.mark.parametrize(
+    "output, changes", {"v": {}, "v_null_audio": {"audio": 0.0}, "v_null": {"audio": 0.0, "null": True}}.items()
+)
+def test_humo_is_the_authors(output, changes, humo, relative_error):
+    name, model, case = humo
+    assert model.config.variant == HUMO[name]
+    assert relative_error(model(**humo_inputs(case, **changes))[0], case.outputs[output]) < 1e-5
+    assert output == "v" or relative_error(case.outputs[output], case.outputs["v"]) > 1e-3
+
+
+def test_humo_in_small_parts_and_as_a_batch(humo, relative_error):
+    _, model, case = humo
+    inputs = humo_inputs(case)
+    both = twice(inputs)
+    second = model(**{name: tensor[1:] for name, tensor in both.items()})
+    expected = torch.cat((case.outputs["v"][None], second))
+    assert relative_error(model(**both), expected) < 1e-5
+    assert relative_error(model(**both, runtime=Runtime(chunk=7)), expected) < 1e-5
+
+
+def test_humo_holds_its_references_itself(humo, relative_error):
+    """In the 17B model they may come apart from `y`, which then ends with the empty clip."""
+    _, model, case = humo
+    inputs = humo_inputs(case, null=True) | {"ref_latents": case.inputs["ref_latents"][None]}
+    inputs |= {name: humo_inputs(case)[name] for name in ("context", "audio")}
+    inputs["y"] = inputs["y"][:, :, :-1] if "y" in inputs else None
+    if inputs["y"] is not None:
+        inputs["y"] = torch.cat((inputs["y"], torch.zeros_like(inputs["y"][:, :, :1])), dim=2)
+    assert relative_error(model(**inputs)[0], case.outputs["v"]) < 1e-5
+
+
+BAD_HUMO = {
+    r"needs sound \(audio\) and got none": {"audio": None},
+    r"sound is \(1, 1, 8, 5, 1280\).*latent of 3 frames, the last 1 .* needs \(1, 2\)": {"audio": lambda a: a[:, :1]},
+    r"sound is \(1, 2, 8, 4, 1280\).*51200 values": {"audio": lambda a: a[:, :, :, 1:]},
+    r"reference latents are \(1, 16, 3, 8, 10\).*fewer": {"ref_latents": torch.ones(1, 16, 3, 8, 10)},
+    r"reference latents are \(1, 16, 1, 8, 8\)": {"ref_latents": torch.ones(1, 16, 1, 8, 8)},
+}
+
+
+@pytest.mark.parametrize("message", BAD_HUMO)
+def test_humo_refuses_what_does_not_fit(message, humo):
+    _, model, case = humo
+    inputs = humo_inputs(case)
+    changes = BAD_HUMO[message].items()
+    changes = {name: change(inputs[name]) if callable(change) else change for name, change in changes}
+    with pytest.raises(ValueError, match=message):
+        model(**{**inputs, **changes})
+
+
 # Files
 
 
-FULL_SIZE = {"official/wan2.2_s2v_14B": "s2v"}
+FULL_SIZE = {
+    "official/wan2.2_s2v_14B": "s2v",
+    "official/humo_17B": "humo",
+    "official/humo_1.7B": "humo_1.7b",
+}
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)

@@ -231,12 +231,12 @@ PLAIN = {  # what the weights look like is what they are, and how they are sampl
     "fun/wan2.1_fun_v1.1_inp_14B": "i2v",
     "fun/wan2.2_fun_a14b_inp": "i2v_a14b",
     "official/wan2.2_s2v_14B": "s2v",
+    "official/humo_17B": "humo",
+    "official/humo_1.7B": "humo_1.7b",
 }
 REFUSALS = {
     "official/wan2.2_animate_14B": "a Wan Animate model",
     "diffusers/wan2.2_animate_14B": "a Wan Animate model",
-    "official/humo_17B": "a HuMo model",
-    "official/humo_1.7B": "a HuMo model",
     "official/infinitetalk_14B_merged": "an InfiniteTalk or MultiTalk model",
     "official/infinitetalk_14B_adapter": "an InfiniteTalk or MultiTalk model",
     "comfy/scail_14B": "a SCAIL model",

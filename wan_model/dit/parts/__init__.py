@@ -3,11 +3,14 @@
 from .base import Part
 from .clip import ClipImages, ClipPositions
 from .frames import Sources, Subjects
+from .humo import HumanMotion
 from .reference import Reference
 from .s2v import SoundToVideo
 from .vace import Vace
 
-PARTS: dict[str, type[Part]] = {part.name: part for part in (ClipImages, ClipPositions, Reference, Vace, SoundToVideo)}
+PARTS: dict[str, type[Part]] = {
+    part.name: part for part in (ClipImages, ClipPositions, Reference, Vace, SoundToVideo, HumanMotion)
+}
 """Parts with weights, by name, in the order in which they are built and prepared."""
 
 STREAMS: dict[str, type[Part]] = {part.name: part for part in (Subjects, Sources)}
@@ -17,6 +20,7 @@ CONDITIONS = {  # arguments of a forward in words; None for one that only modifi
     "clip_fea": "CLIP vision features",
     "text_as_image": None,
     "ref_latent": "reference image",
+    "ref_latents": "reference pictures",
     "audio": "sound",
     "motion_latents": "motion latents",
     "pose_latents": "pose video",
