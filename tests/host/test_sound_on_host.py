@@ -196,7 +196,7 @@ def path(models):
         left.unlink()
 
 
-KINDS = {"dit_s2v": "s2v", "dit_humo_17b": "humo", "dit_humo_1_7b": "humo_1.7b"}
+KINDS = {"dit_s2v": "s2v", "dit_humo_17b": "humo", "dit_humo_1_7b": "humo_1.7b", "dit_infinitetalk": "infinitetalk"}
 
 
 @pytest.mark.parametrize("name", KINDS)

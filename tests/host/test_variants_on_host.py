@@ -29,7 +29,6 @@ EXPECTED = {
     "scail": "refused",
     "scail2": "refused",
     "wandancer": "refused",
-    "infinitetalk with two speakers": "same",  # then differs: ComfyUI has no mask of the background
     "uni3c": "refused",
     "causal": "refused",
     "causal in blocks": "refused",

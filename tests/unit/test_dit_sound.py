@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from wan_model import build_dit, checkpoint
+from wan_model.dit.parts import voices
 from wan_model.dit.parts.motion import motion_length
 from wan_model.dit.rope import Positions
 from wan_model.dit.runtime import Runtime
@@ -197,6 +198,71 @@ def test_humo_refuses_what_does_not_fit(message, humo):
         model(**{**inputs, **changes})
 
 
+# InfiniteTalk and MultiTalk
+
+
+def talk_inputs(case, null=False):
+    """What the authors' code gives the network; null: without the voices, of which it keeps one that is silent."""
+    given = batched(case.inputs)
+    audio = given.pop("audio_small").repeat_interleave(16, dim=-1)
+    return given | {"audio": 0 * audio[:, -1:] if null else audio}
+
+
+@pytest.fixture(scope="module", params=["dit_infinitetalk", "dit_infinitetalk_two"])
+def talk(request, golden):
+    case = golden(request.param)
+    return build_dit(case.weights()), case
+
+
+@pytest.mark.parametrize("output, null", [("v", False), ("v_null_audio", True)])
+def test_infinitetalk_is_the_authors(output, null, talk, relative_error):
+    model, case = talk
+    assert model.config.variant == "infinitetalk"
+    assert relative_error(model(**talk_inputs(case, null))[0], case.outputs[output]) < 1e-5
+    assert output == "v" or relative_error(case.outputs[output], case.outputs["v"]) > 1e-3
+
+
+def test_infinitetalk_in_small_parts_and_as_a_batch(talk, relative_error, monkeypatch):
+    model, case = talk
+    inputs = talk_inputs(case)
+    both = twice({name: tensor for name, tensor in inputs.items() if name != "masks"})
+    both["masks"] = torch.cat((inputs["masks"], inputs["masks"].flip(3)))
+    second = model(**{name: tensor[1:] for name, tensor in both.items()})
+    expected = torch.cat((case.outputs["v"][None], second))
+    monkeypatch.setattr(voices, "QUERIES", 7)
+    assert relative_error(model(**both), expected) < 1e-5
+    assert relative_error(model(**both, runtime=Runtime(chunk=7)), expected) < 1e-5
+
+
+def test_the_background_is_neither_voices(golden, relative_error):
+    """A mask of it decides which tokens hear both: ComfyUI has none."""
+    case = golden("dit_infinitetalk_two")
+    model, inputs = build_dit(case.weights()), talk_inputs(case)
+    nowhere = inputs["masks"].clone()
+    nowhere[:, 2] = nowhere[:, 0]
+    assert relative_error(model(**inputs | {"masks": nowhere})[0], case.outputs["v"]) > 1e-3
+
+
+BAD_TALK = {
+    r"needs sound \(audio\) and got none": {"audio": None},
+    r"sound is \(1, 2, 5, 5, 12, 768\).*latent of 3 frames needs \(1, 9, 5\)": {"audio": lambda a: a[:, :, :5]},
+    r"46080 values": {"audio": lambda a: a[..., 1:]},
+    r"voices of 3 people, this model knows 2": {"audio": lambda a: torch.cat((a, a[:, :1]), dim=1)},
+    r"voices of 2 people and 1 masks, the model needs 3": {"masks": lambda m: m[:, :1]},
+    r"voices of 2 people and 0 masks": {"masks": None},
+    r"Mask 2 of 3 marks no token": {"masks": lambda m: torch.stack((m[:, 0], 0 * m[:, 1], m[:, 2]), dim=1)},
+}
+
+
+@pytest.mark.parametrize("message", BAD_TALK)
+def test_infinitetalk_refuses_what_does_not_fit(message, golden):
+    case = golden("dit_infinitetalk_two")
+    model, inputs = build_dit(case.weights()), talk_inputs(case)
+    changes = {name: change and change(inputs[name]) for name, change in BAD_TALK[message].items()}
+    with pytest.raises(ValueError, match=message):
+        model(**{**inputs, **changes})
+
+
 # Files
 
 
@@ -204,6 +270,7 @@ FULL_SIZE = {
     "official/wan2.2_s2v_14B": "s2v",
     "official/humo_17B": "humo",
     "official/humo_1.7B": "humo_1.7b",
+    "official/infinitetalk_14B_merged": "infinitetalk",
 }
 
 

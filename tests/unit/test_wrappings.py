@@ -233,12 +233,12 @@ PLAIN = {  # what the weights look like is what they are, and how they are sampl
     "official/wan2.2_s2v_14B": "s2v",
     "official/humo_17B": "humo",
     "official/humo_1.7B": "humo_1.7b",
+    "official/infinitetalk_14B_merged": "infinitetalk",
 }
 REFUSALS = {
     "official/wan2.2_animate_14B": "a Wan Animate model",
     "diffusers/wan2.2_animate_14B": "a Wan Animate model",
-    "official/infinitetalk_14B_merged": "an InfiniteTalk or MultiTalk model",
-    "official/infinitetalk_14B_adapter": "an InfiniteTalk or MultiTalk model",
+    "official/infinitetalk_14B_adapter": "an InfiniteTalk or MultiTalk model patch, for ModelPatchLoader",
     "comfy/scail_14B": "a SCAIL model",
     "comfy/scail2_14B": "a SCAIL 2 model",
 }
@@ -255,5 +255,5 @@ def test_each_member_of_the_family_is_run_as_what_it_is_or_refused_by_name(name)
     if name in PLAIN:
         assert found.variant == PLAIN[name]
     else:
-        assert found.variant is None and found.elsewhere
+        assert found.variant is None and found.elsewhere == (name != "official/infinitetalk_14B_adapter")
         assert REFUSALS.get(name, "a Wan") in found.holds

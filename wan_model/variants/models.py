@@ -157,6 +157,14 @@ VARIANTS = {
         sampling=Sampling(guidance=5.0, frames=97),
         own_frame_rate=25,
     ),
+    "infinitetalk": Variant(
+        "image and sound to video, InfiniteTalk and MultiTalk",
+        in_dim=36,
+        parts=frozenset({"clip", "voices"}),
+        host=I2V,
+        sampling=Sampling(shift=7.0, steps=40),
+        own_frame_rate=25,
+    ),
     "ti2v": Variant(
         "text and image to video, 5B",
         family=WAN22,

@@ -7,9 +7,10 @@ from .humo import HumanMotion
 from .reference import Reference
 from .s2v import SoundToVideo
 from .vace import Vace
+from .voices import Voices
 
 PARTS: dict[str, type[Part]] = {
-    part.name: part for part in (ClipImages, ClipPositions, Reference, Vace, SoundToVideo, HumanMotion)
+    part.name: part for part in (ClipImages, ClipPositions, Reference, Vace, SoundToVideo, HumanMotion, Voices)
 }
 """Parts with weights, by name, in the order in which they are built and prepared."""
 
@@ -22,6 +23,7 @@ CONDITIONS = {  # arguments of a forward in words; None for one that only modifi
     "ref_latent": "reference image",
     "ref_latents": "reference pictures",
     "audio": "sound",
+    "masks": None,
     "motion_latents": "motion latents",
     "pose_latents": "pose video",
     "subject_latents": "subject latents",

@@ -7,6 +7,8 @@ from torch import Tensor
 from ..attention import Attention
 from ..runtime import Runtime
 
+ADVICE = "connect the output of an audio encoder to the node that makes its conditioning"
+
 
 def frame_attention(q: Tensor, k: Tensor, v: Tensor, attention: Attention, heads: int) -> Tensor:
     """Return attention of q (B, F * n, dim) to the k and v (B, F, m, dim) of the same frame: (B, F * n, dim)."""
@@ -21,10 +23,7 @@ def sound_attention(runtime: Runtime) -> Attention:
     return runtime.cross_attention or runtime.attention
 
 
-def check_heard(variant: str, audio: Tensor | None) -> None:
-    """Raise ValueError if there is no sound."""
+def check_heard(variant: str, audio: Tensor | None, advice: str = ADVICE) -> None:
+    """Raise ValueError, with advice, if there is no sound."""
     if audio is None:
-        raise ValueError(
-            f"This {variant} model needs sound (audio) and got none: connect the output of an audio encoder to the "
-            "node that makes its conditioning."
-        )
+        raise ValueError(f"This {variant} model needs sound (audio) and got none: {advice}.")
