@@ -7,7 +7,10 @@ from torch import Tensor
 from ..attention import Attention
 from ..runtime import Runtime
 
-ADVICE = "connect the output of an audio encoder to the node that makes its conditioning"
+ADVICE = (
+    "connect the output of an audio encoder to the node that makes its conditioning; if there is one, the sound has "
+    "ended: make no further clip"
+)
 
 
 def frame_attention(q: Tensor, k: Tensor, v: Tensor, attention: Attention, heads: int) -> Tensor:
