@@ -9,16 +9,29 @@ from ...wan_model.variants import PATCH
 
 NAMES = {
     "audio_embed": "audio",
+    "audio_inject_scale": "audio_scale",
+    "camera_conditions": "camera",
     "clip_fea": "clip_fea",
+    "clip_fea_ref": "clip_fea_ref",
     "context_latents": "context_latents",
+    "fps": "frame_rate",
     "control_video": "pose_latents",
+    "pose_latents": "pose_latents",
+    "ref_mask_flag": "is_animation",
+    "ref_mask_latents": "ref_masks",
     "reference_latent": "ref_latent",
     "reference_latents": "ref_latents",
     "reference_motion": "motion_latents",
+    "sam_latents": "pose_masks",
     "time_dim_concat": "subject_latents",
     "vace_context": "vace_context",
     "vace_strength": "vace_scale",
 }
+
+
+LATENTS = frozenset(  # conditions of shape (B, C, F, H, W)
+    ("context_latents", "motion_latents", "pose_latents", "pose_masks", "ref_latent", "ref_latents", "ref_masks")
+)
 
 
 def given(arguments: Mapping[str, object], reads: frozenset[str]) -> dict[str, object]:
@@ -40,16 +53,16 @@ def shapes(cond_shapes: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, Sequ
     """Return the largest shape of each condition by our name, from the shapes that the host collects of a run."""
     found = {NAMES.get(theirs, theirs): theirs for theirs, given in cond_shapes.items() if given}
     largest = {ours: max(cond_shapes[theirs], key=math.prod) for ours, theirs in found.items()}
-    if "ref_latent" in largest:
-        largest["ref_latent"] = _as_latent(largest["ref_latent"])
-    if "context_latents" in largest:  # the host counts the values of all sources together
-        largest["context_latents"] = [_as_latent(largest["context_latents"])]
+    largest |= {ours: _of_latent(largest[ours]) for ours in LATENTS & largest.keys()}
+    if "context_latents" in largest:
+        largest["context_latents"] = [largest["context_latents"]]
     return largest
 
 
-def _as_latent(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return a shape (B, C, F, H, W) of as many values for one that the host gives without frames or sides."""
+def _of_latent(shape: Sequence[int]) -> Sequence[int]:
+    """Return the shape (B, C, F, H, W) where the host leaves out the axis of a single frame, or counts all values."""
+    if len(shape) == 4:
+        return (*shape[:2], 1, *shape[2:])
     if len(shape) == 3:
-        batch, channels, values = shape
-        return batch, channels, 1, PATCH[1], values // PATCH[1]
-    return tuple(shape) if len(shape) == 5 else (*shape[:2], 1, *shape[2:])
+        return (*shape[:2], 1, PATCH[1], shape[2] // PATCH[1])
+    return shape

@@ -17,18 +17,12 @@ FAILURES = (RuntimeError, TypeError, AttributeError, KeyError, IndexError)  # a 
 
 # What is not the same today: "refused" (ValueError), "crashes", or "differs". Delete the row when it is mended.
 EXPECTED = {
-    "fun_camera": "refused",
-    "fun_camera_1.3B": "refused",
-    "fun_camera_a14b": "refused",
     "s2v": "differs",  # test_sound_on_host: ComfyUI leaves out the 73 frames in front of the sound
     "s2v with pose and motion": "differs",  # and puts the far motion elsewhere
     "animate": "refused",
     "animate2": "refused",
     "animate2 with the cache": "refused",
     "humo": "differs",  # test_sound_on_host: ComfyUI has no noise in the reference frames
-    "scail": "refused",
-    "scail2": "refused",
-    "wandancer": "refused",
     "uni3c": "refused",
     "causal": "refused",
     "causal in blocks": "refused",

@@ -1,17 +1,20 @@
 """What the members of the Wan family add to the network, one file each."""
 
 from .base import Part
+from .camera import Camera
 from .clip import ClipImages, ClipPositions
 from .frames import Sources, Subjects
 from .humo import HumanMotion
 from .reference import Reference
 from .s2v import SoundToVideo
+from .scail import Scail, ScailMasks
 from .vace import Vace
 from .voices import Voices
+from .wandancer import WanDancer
 
-PARTS: dict[str, type[Part]] = {
-    part.name: part for part in (ClipImages, ClipPositions, Reference, Vace, SoundToVideo, HumanMotion, Voices)
-}
+_KINDS = (ClipImages, ClipPositions, Reference, Camera, Scail, ScailMasks, WanDancer, Vace)
+_HEARING = (SoundToVideo, HumanMotion, Voices)
+PARTS: dict[str, type[Part]] = {part.name: part for part in (*_KINDS, *_HEARING)}
 """Parts with weights, by name, in the order in which they are built and prepared."""
 
 STREAMS: dict[str, type[Part]] = {part.name: part for part in (Subjects, Sources)}
@@ -20,12 +23,19 @@ STREAMS: dict[str, type[Part]] = {part.name: part for part in (Subjects, Sources
 CONDITIONS = {  # arguments of a forward in words; None for one that only modifies another
     "clip_fea": "CLIP vision features",
     "text_as_image": None,
-    "ref_latent": "reference image",
-    "ref_latents": "reference pictures",
+    "camera": "camera path",
+    "clip_fea_ref": "CLIP vision of a reference picture",
+    "frame_rate": None,
+    "is_animation": None,
     "audio": "sound",
+    "audio_scale": None,
+    "pose_latents": "pose video",
+    "pose_masks": "masks of the pose video",
+    "ref_latent": "reference image",
+    "ref_masks": "masks of the reference",
+    "ref_latents": "reference pictures",
     "masks": None,
     "motion_latents": "motion latents",
-    "pose_latents": "pose video",
     "subject_latents": "subject latents",
     "context_latents": "context latents",
     "vace_context": "VACE context (it has no VACE blocks)",
