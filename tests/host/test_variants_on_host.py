@@ -23,7 +23,6 @@ EXPECTED = {
     "animate2": "refused",
     "animate2 with the cache": "refused",
     "humo": "differs",  # test_sound_on_host: ComfyUI has no noise in the reference frames
-    "uni3c": "refused",
     "causal": "refused",
     "causal in blocks": "refused",
     "causal from a picture": "refused",
