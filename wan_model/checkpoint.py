@@ -61,7 +61,7 @@ KINDS = {
     CLIP_VISION: "a CLIP vision encoder",
 }
 # The weights that stay packed when their file is a GGUF: nearly all of them. The others are small, or read from once.
-STAYS_PACKED = re.compile(r"(vace_)?blocks\.|token_embedding\.")
+STAYS_PACKED = re.compile(r"(vace_)?blocks\.|audio_injector\.|token_embedding\.")
 
 # Models built on Wan that this pack does not run.
 UNSUPPORTED = tuple(row for row in RELATIVES if not any(re.search(row[0], part.mark) for part in PARTS.values()))

@@ -14,7 +14,7 @@ import torch
 
 from ...wan_model.dit.config import DiTConfig
 from ...wan_model.variants import PATCH, VARIANTS
-from . import conditions, memory, packed, precision
+from . import conditions, memory, packed, precision, references
 from .dit import HostDiT
 
 
@@ -54,7 +54,7 @@ class HostModel:
             conds["context_latents"] = comfy.conds.CONDList([self.process_latent_in(source) for source in sources])
         if "camera" in self.reads and (rays := kwargs.get("camera_conditions")) is not None:
             conds["camera_conditions"] = comfy.conds.CONDRegular(rays)
-        return conds
+        return references.conditions(self, conds, kwargs) if "ref_latents" in self.reads else conds
 
     def extra_conds_shapes(self, **kwargs):
         """Shapes of what one conditioning adds to the clip: all that the host knows when it makes room for a run."""

@@ -243,15 +243,15 @@ RUN = {  # names and shapes alone tell these; what only the sampling tells is no
     "fun/wan2.2_fun_5b_control_camera": "fun_camera_5b",
     "comfy/scail_14B": "scail",
     "comfy/scail2_14B": "scail2",
+    "official/wan2.2_s2v_14B": "s2v",
+    "official/humo_17B": "humo",
+    "official/humo_1.7B": "humo_1.7b",
+    "official/infinitetalk_14B_merged": "infinitetalk",
 }
 REFUSALS = {
-    "official/wan2.2_s2v_14B": "a Wan speech-to-video model",
     "official/wan2.2_animate_14B": "a Wan Animate model",
     "diffusers/wan2.2_animate_14B": "a Wan Animate model",
-    "official/humo_17B": "a HuMo model",
-    "official/humo_1.7B": "a HuMo model",
-    "official/infinitetalk_14B_merged": "an InfiniteTalk or MultiTalk model",
-    "official/infinitetalk_14B_adapter": "an InfiniteTalk or MultiTalk model",
+    "official/infinitetalk_14B_adapter": "an InfiniteTalk or MultiTalk model patch, for ModelPatchLoader",
 }
 
 
@@ -266,7 +266,7 @@ def test_each_member_of_the_family_is_run_as_what_it_is_or_refused_by_name(name)
     if name in RUN:
         assert found.variant == RUN[name]
     else:
-        assert found.variant is None and found.elsewhere
+        assert found.variant is None and found.elsewhere == (name != "official/infinitetalk_14B_adapter")
         assert REFUSALS.get(name, "a Wan") in found.holds
 
 

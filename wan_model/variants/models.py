@@ -47,7 +47,8 @@ class Variant:
     title: for a sentence. in_dim: channels into the patch embedding. parts: names of the parts (`dit.parts`) that every
     checkpoint of it has; optional: those that some have; streams: parts without weights. mark: the entry of the file
     header's transformer config that tells it from a variant with the same weights. sampling: of a model that comes
-    alone; experts: of a pair of experts, for a variant whose checkpoints may be one.
+    alone; experts: of a pair of experts, for a variant whose checkpoints may be one. own_frame_rate: of its training
+    clips, where that is not the family's.
     """
 
     title: str
@@ -60,6 +61,12 @@ class Variant:
     host: Host = field(default_factory=Host)
     sampling: Sampling = field(default_factory=Sampling)
     experts: Sampling | None = None
+    own_frame_rate: int | None = None
+
+    @property
+    def frame_rate(self) -> int:
+        """Frames a second of the training clips."""
+        return self.own_frame_rate or self.family.frame_rate
 
     @property
     def takes_image(self) -> bool:
@@ -128,6 +135,35 @@ VARIANTS = {
         in_dim=100,
         host=Host("WAN22", "WAN22_T2V", image_to_video=True),
         sampling=Sampling(frames=121),
+    ),
+    "s2v": Variant(
+        "sound to video",
+        parts=frozenset({"s2v"}),
+        host=Host("WAN22_S2V", "WAN22_S2V", "s2v"),
+        sampling=Sampling(shift=3.0, steps=40, guidance=4.5, frames=77),
+    ),
+    "humo": Variant(
+        "people from pictures and sound, HuMo 17B",
+        in_dim=36,
+        parts=frozenset({"humo"}),
+        host=Host("WAN21_HuMo", "WAN21_HuMo", "humo"),
+        sampling=Sampling(guidance=5.0, frames=97),
+        own_frame_rate=25,
+    ),
+    "humo_1.7b": Variant(
+        "people from pictures and sound, HuMo 1.7B",
+        parts=frozenset({"humo"}),
+        host=Host("WAN21_HuMo", "WAN21_HuMo", "humo"),
+        sampling=Sampling(guidance=5.0, frames=97),
+        own_frame_rate=25,
+    ),
+    "infinitetalk": Variant(
+        "image and sound to video, InfiniteTalk and MultiTalk",
+        in_dim=36,
+        parts=frozenset({"clip", "voices"}),
+        host=I2V,
+        sampling=Sampling(shift=7.0, steps=40),
+        own_frame_rate=25,
     ),
     "fun_camera": Variant(
         "camera path to video, Fun",

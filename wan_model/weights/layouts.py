@@ -224,6 +224,10 @@ RELATIVES = (  # models built on Wan that this pack does not run; looked for bef
     (r"(^|\.)ref_conv\.", "a Wan Fun control model"),
 )
 OTHERS = (  # looked for where no layout fits
+    (
+        r"(^|\.)audio_proj\.proj1_vf\.",
+        "an InfiniteTalk or MultiTalk model patch, for ModelPatchLoader",
+    ),
     (r"^(model\.diffusion_model\.)?txt_in\.individual_token_refiner\.", "a HunyuanVideo model"),
     (r"(^|\.)double_blocks\.0\.img_attn\.|(^|\.)single_transformer_blocks\.0\.", "a Flux model"),
     (r"(^|\.)joint_blocks\.0\.", "a Stable Diffusion 3 model"),

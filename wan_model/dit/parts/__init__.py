@@ -4,14 +4,17 @@ from .base import Part
 from .camera import Camera
 from .clip import ClipImages, ClipPositions
 from .frames import Sources, Subjects
+from .humo import HumanMotion
 from .reference import Reference
+from .s2v import SoundToVideo
 from .scail import Scail, ScailMasks
 from .vace import Vace
+from .voices import Voices
 from .wandancer import WanDancer
 
-PARTS: dict[str, type[Part]] = {
-    part.name: part for part in (ClipImages, ClipPositions, Reference, Camera, Scail, ScailMasks, WanDancer, Vace)
-}
+_KINDS = (ClipImages, ClipPositions, Reference, Camera, Scail, ScailMasks, WanDancer, Vace)
+_HEARING = (SoundToVideo, HumanMotion, Voices)
+PARTS: dict[str, type[Part]] = {part.name: part for part in (*_KINDS, *_HEARING)}
 """Parts with weights, by name, in the order in which they are built and prepared."""
 
 STREAMS: dict[str, type[Part]] = {part.name: part for part in (Subjects, Sources)}
@@ -30,6 +33,9 @@ CONDITIONS = {  # arguments of a forward in words; None for one that only modifi
     "pose_masks": "masks of the pose video",
     "ref_latent": "reference image",
     "ref_masks": "masks of the reference",
+    "ref_latents": "reference pictures",
+    "masks": None,
+    "motion_latents": "motion latents",
     "subject_latents": "subject latents",
     "context_latents": "context latents",
     "vace_context": "VACE context (it has no VACE blocks)",
