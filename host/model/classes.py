@@ -59,6 +59,8 @@ class HostModel:
         shapes = super().extra_conds_shapes(**kwargs)
         if (behind := kwargs.get("time_dim_concat")) is not None:
             shapes["time_dim_concat"] = list(behind.shape)
+        if (pose := kwargs.get("pose_video_latent")) is not None:
+            shapes.setdefault("pose_latents", list(pose.shape))
         if "vace_context" in self.reads:  # an empty one where none is given
             shapes["vace_context"] = [1, len(kwargs.get("vace_frames") or [None])]
         return shapes

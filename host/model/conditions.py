@@ -9,7 +9,12 @@ from ...wan_model.variants import PATCH
 
 NAMES = {
     "clip_fea": "clip_fea",
+    "clip_fea_pose": "clip_fea_pose",
     "context_latents": "context_latents",
+    "context_pose": "context_pose",
+    "pose_latents": "pose_latents",
+    "pose_strength": "pose_strength",
+    "reference_strength": "reference_strength",
     "reference_latent": "ref_latent",
     "time_dim_concat": "subject_latents",
     "vace_context": "vace_context",

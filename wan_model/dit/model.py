@@ -88,7 +88,7 @@ class WanDiT(nn.Module):
             x=x,
             t=t.reshape(t.shape[0], -1),
             clip=self.patch_embedding(x),
-            context=self.text_embedding(_pad_text(context)),
+            context=self.embed_text(context),
             runtime=runtime,
         )
         for part in self.config.parts:
@@ -141,6 +141,10 @@ class WanDiT(nn.Module):
         frequency = 10000 ** -(torch.arange(half, dtype=exact, device=t.device) / half)
         angle = t.to(exact).unsqueeze(-1) * frequency  # (B, R, freq_dim / 2)
         return self.time_embedding(torch.cat((angle.cos(), angle.sin()), dim=-1).float())
+
+    def embed_text(self, context: Tensor) -> Tensor:
+        """Return (B, 512, dim) of text embeddings (B, L, text_dim)."""
+        return self.text_embedding(_pad_text(context))
 
     @staticmethod
     def pad_to_patch(x: Tensor) -> Tensor:

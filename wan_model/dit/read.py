@@ -69,5 +69,8 @@ def read_config(state_dict: Mapping[str, Tensor], header: Mapping[str, object] |
         out_dim=out_dim,
         text_dim=sizes.size("text_embedding.0.weight", 1),
         freq_dim=sizes.size("time_embedding.0.weight", 1),
-        parts=(*(PARTS[name].read(sizes, layers) for name in found), *(STREAMS[name]() for name in row.streams)),
+        parts=(
+            *(PARTS[name].read(sizes, layers) for name in found),
+            *(STREAMS[name].read(sizes, layers) for name in row.streams),
+        ),
     )

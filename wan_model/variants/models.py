@@ -95,6 +95,14 @@ VARIANTS = {
         sampling=Sampling(shift=16.0),
         experts=Sampling(shift=12.0, steps=40, guidance=4.0, boundary=0.875, low_noise_guidance=3.0),
     ),
+    "animate2": Variant(
+        "pose video to video, Animate 2",
+        in_dim=36,
+        parts=frozenset({"clip"}),
+        streams=("pose_branch",),
+        mark=("model_type", "animate2"),
+        host=Host("WAN_Animate2", "WAN_Animate2", "animate2", image_to_video=True),
+    ),
     "i2v_a14b": Variant(
         "image to video, A14B",
         in_dim=36,

@@ -3,13 +3,14 @@
 from .base import Part
 from .clip import ClipImages, ClipPositions
 from .frames import Sources, Subjects
+from .pose_branch import PoseBranch
 from .reference import Reference
 from .vace import Vace
 
 PARTS: dict[str, type[Part]] = {part.name: part for part in (ClipImages, ClipPositions, Reference, Vace)}
 """Parts with weights, by name, in the order in which they are built and prepared."""
 
-STREAMS: dict[str, type[Part]] = {part.name: part for part in (Subjects, Sources)}
+STREAMS: dict[str, type[Part]] = {part.name: part for part in (Subjects, Sources, PoseBranch)}
 """Parts without weights, by name."""
 
 CONDITIONS = {  # arguments of a forward in words; None for one that only modifies another
@@ -20,6 +21,11 @@ CONDITIONS = {  # arguments of a forward in words; None for one that only modifi
     "context_latents": "context latents",
     "vace_context": "VACE context (it has no VACE blocks)",
     "vace_scale": None,
+    "pose_latents": "pose video",
+    "clip_fea_pose": "CLIP vision features of a pose video",
+    "context_pose": "prompt for a pose video",
+    "pose_strength": None,
+    "reference_strength": None,
 }
 
 __all__ = ["CONDITIONS", "PARTS", "STREAMS", "Part"]
