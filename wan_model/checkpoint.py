@@ -22,7 +22,7 @@ from .weights import ggml, marks, wrappings
 from .weights.archive import read_archive
 from .weights.gguf import read_gguf, read_gguf_header
 from .weights.header import CheckpointError, corrupt, file_format, read_header
-from .weights.layouts import LAYOUTS, LORA, OTHERS, PREFIXES, RELATIVES, Layout, rename
+from .weights.layouts import LAYOUTS, LORA, OTHERS, PREFIXES, RELATIVES, Layout, assemble, rename
 from .weights.quantisation import (
     COMPANION,
     MARKER,
@@ -216,7 +216,8 @@ def recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
     prefix = wrappings.choose(prefixes)
     inner = {name.removeprefix(prefix): theirs for name, theirs in bare.items() if name.startswith(prefix)}
     names = {inner[name]: official for name, official in rename(inner, layout.table).items()}
-    official = {ours: tensors[theirs] for theirs, ours in names.items()}
+    official = assemble({ours: tensors[theirs] for theirs, ours in names.items()})
+    transformer = {**layout.header, **transformer}
     listed = wrappings.unwrap(forms := header_layers(metadata or {}))
     listed = {name.removeprefix(prefix): forms[theirs] for name, theirs in listed.items()}
     layers = {ours: listed[theirs] for theirs, ours in rename(listed, layout.table).items()} | _marked(official)
@@ -293,7 +294,7 @@ def load_model(path: str | PathLike) -> tuple[dict[str, Tensor], Inspection]:
             state_dict[official.removesuffix(".weight") + PACKED_MARKER] = torch.tensor(value.kind, dtype=torch.uint8)
         else:
             state_dict[official] = ggml.unpack(value, torch.float32)
-    return mark_layers(state_dict, found.layers), found
+    return mark_layers(assemble(state_dict), found.layers), found
 
 
 def _elsewhere(path: str | PathLike, found: Inspection) -> str:

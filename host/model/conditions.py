@@ -12,6 +12,7 @@ NAMES = {
     "clip_fea_pose": "clip_fea_pose",
     "context_latents": "context_latents",
     "context_pose": "context_pose",
+    "face_pixel_values": "face",
     "pose_latents": "pose_latents",
     "pose_strength": "pose_strength",
     "reference_strength": "reference_strength",

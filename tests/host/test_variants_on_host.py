@@ -22,7 +22,6 @@ EXPECTED = {
     "fun_camera_a14b": "refused",
     "s2v": "refused",  # then differs: ComfyUI leaves out the 73 frames in front of the sound
     "s2v with pose and motion": "refused",  # and puts the far motion elsewhere
-    "animate": "refused",
     "humo": "refused",  # then differs: ComfyUI holds zeros in the reference frames
     "humo_1.7B": "refused",
     "scail": "refused",

@@ -230,11 +230,11 @@ PLAIN = {  # without a mark: what the weights look like is what they are, and ho
     "fun/wan2.1_fun_inp_14B": "i2v",
     "fun/wan2.1_fun_v1.1_inp_14B": "i2v",
     "fun/wan2.2_fun_a14b_inp": "i2v_a14b",
+    "official/wan2.2_animate_14B": "animate",
+    "diffusers/wan2.2_animate_14B": "animate",
 }
 REFUSALS = {
     "official/wan2.2_s2v_14B": "a Wan speech-to-video model",
-    "official/wan2.2_animate_14B": "a Wan Animate model",
-    "diffusers/wan2.2_animate_14B": "a Wan Animate model",
     "official/humo_17B": "a HuMo model",
     "official/humo_1.7B": "a HuMo model",
     "official/infinitetalk_14B_merged": "an InfiniteTalk or MultiTalk model",

@@ -1,5 +1,6 @@
 """What the members of the Wan family add to the network, one file each."""
 
+from .animate import Animate
 from .base import Part
 from .clip import ClipImages, ClipPositions
 from .frames import Sources, Subjects
@@ -7,7 +8,7 @@ from .pose_branch import PoseBranch
 from .reference import Reference
 from .vace import Vace
 
-PARTS: dict[str, type[Part]] = {part.name: part for part in (ClipImages, ClipPositions, Reference, Vace)}
+PARTS: dict[str, type[Part]] = {part.name: part for part in (ClipImages, ClipPositions, Reference, Vace, Animate)}
 """Parts with weights, by name, in the order in which they are built and prepared."""
 
 STREAMS: dict[str, type[Part]] = {part.name: part for part in (Subjects, Sources, PoseBranch)}
@@ -22,6 +23,7 @@ CONDITIONS = {  # arguments of a forward in words; None for one that only modifi
     "vace_context": "VACE context (it has no VACE blocks)",
     "vace_scale": None,
     "pose_latents": "pose video",
+    "face": "face video",
     "clip_fea_pose": "CLIP vision features of a pose video",
     "context_pose": "prompt for a pose video",
     "pose_strength": None,

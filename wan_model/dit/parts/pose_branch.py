@@ -20,7 +20,7 @@ from ..cost import clip_tokens
 from ..layers import Block, BlockInputs
 from ..rope import grid_positions
 from ..sequence import Draft, to_tokens
-from .base import Part
+from .base import Part, check_pose
 from .clip import ONE_IMAGE
 
 TIME = 1.0  # the timestep of the pose frames, in 0..1000
@@ -40,16 +40,7 @@ class PoseBranch(Part):
         return cls(layers)
 
     def check(self, config, given, x):
-        pose = given.get("pose_latents")
-        if pose is None:
-            return
-        wanted = (config.out_dim, x.shape[2] - 1, *x.shape[3:])
-        if pose.shape[1:] != wanted or pose.shape[0] not in (1, x.shape[0]):
-            raise ValueError(
-                f"The pose video is {pose.shape[0]} x {tuple(pose.shape[1:])} (batch x channels, frames, height, "
-                f"width) as a latent, this clip needs {x.shape[0]} x {wanted}, a frame less than the clip, which "
-                "begins with the reference image: make both for the same size and length."
-            )
+        check_pose(config, given, x)
 
     def prepare(self, network, draft):
         """Have the clip's frames attend to those of `pose_latents` (B or 1, C, F - 1, H, W).
