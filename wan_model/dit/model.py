@@ -20,7 +20,7 @@ from .sequence import Draft, Sequence
 
 # The one place that says what is more precise than the rest: these parameters are kept in float32 and what they take
 # part in is computed in float32. Everything else, the residual stream too, is in the dtype of `x`.
-FLOAT32_NAMES = re.compile(r"(time_embedding|time_projection|head)\.|.*\bmodulation$")
+FLOAT32_NAMES = re.compile(r"(time_embedding|time_projection|fps_embedding|fps_projection|head)\.|.*\bmodulation$")
 
 
 class WanDiT(nn.Module):

@@ -95,6 +95,12 @@ VARIANTS = {
         sampling=Sampling(shift=16.0),
         experts=Sampling(shift=12.0, steps=40, guidance=4.0, boundary=0.875, low_noise_guidance=3.0),
     ),
+    "skyreels_df": Variant(
+        "text and image to video, SkyReels-V2 Diffusion Forcing",
+        parts=frozenset({"frame_rate"}),
+        host=Host(model="WAN22"),  # whose timesteps follow the mask of held frames
+        sampling=Sampling(shift=8.0, steps=30, guidance=6.0, frames=97),
+    ),
     "animate": Variant(
         "pose and face video to video, Animate",
         in_dim=36,
