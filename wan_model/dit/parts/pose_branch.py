@@ -24,6 +24,7 @@ from .base import Part, check_pose
 from .clip import ONE_IMAGE
 
 TIME = 1.0  # the timestep of the pose frames, in 0..1000
+GROUPS = 4  # of heads, one after the other: keys and values of the clip with a pose frame behind them are a copy
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class PoseBranch(Part):
         tokens, pose = clip_tokens(shape), clip_tokens(shapes["pose_latents"])
         context = shape[0] * (TEXT_LENGTH + ONE_IMAGE)
         held = 3 * pose + 3 * context  # tokens with their keys and values; the same of what they read
-        joined = 2 * (tokens + tokens // shape[2])  # keys and values of the clip and one frame
+        joined = 2 * (tokens + tokens // shape[2]) // min(GROUPS, config.heads)  # keys and values of clip and a frame
         return (held + joined) * config.dim * itemsize + pose * HEAD_DIM * torch.float32.itemsize
 
     @property
@@ -128,15 +129,24 @@ def by_frame(attention: Attention, frame: int, pose: tuple[Tensor, Tensor] | Non
             v[:, :frame] *= strength
         if pose is None:
             return attention(q, k, v, heads)
-        length, out = q.shape[1], torch.empty_like(q)
-        keys, values = (torch.cat((own, own[:, :frame]), dim=1) for own in (k, v))  # with room for a pose frame
-        out[:, :frame] = attention(q[:, :frame], k, v, heads)
-        for start in range(frame, length, frame):
-            keys[:, length:], values[:, length:] = (of_pose[:, start - frame : start] for of_pose in pose)
-            out[:, start : start + frame] = attention(q[:, start : start + frame], keys, values, heads)
+        out, at_once = torch.empty_like(q), max(1, heads // GROUPS)
+        split = (x.unflatten(-1, (heads, -1)).split(at_once, dim=2) for x in (out, q, k, v, *pose))
+        for group in zip(*split, strict=True):
+            made, *given = (x.flatten(2) for x in group)
+            _attend_by_frame(attention, frame, made, *given, heads=group[0].shape[2])
         return out
 
     return attend
+
+
+def _attend_by_frame(attention: Attention, frame: int, out, q, k, v, pose_k, pose_v, *, heads: int) -> None:
+    """Write to `out` what `by_frame` means for some of the heads."""
+    length = q.shape[1]
+    keys, values = (torch.cat((own, own[:, :frame]), dim=1) for own in (k, v))  # with room for a pose frame
+    out[:, :frame] = attention(q[:, :frame], k, v, heads)
+    for start in range(frame, length, frame):
+        keys[:, length:], values[:, length:] = (of_pose[:, start - frame : start] for of_pose in (pose_k, pose_v))
+        out[:, start : start + frame] = attention(q[:, start : start + frame], keys, values, heads)
 
 
 def _once(x: Tensor | None) -> Tensor | None:
