@@ -48,7 +48,7 @@ KINDS = {
     CLIP_VISION: "a CLIP vision encoder",
 }
 # The weights that stay packed when their file is a GGUF: nearly all of them. The others are small, or read from once.
-STAYS_PACKED = re.compile(r"(vace_)?blocks\.|token_embedding\.")
+STAYS_PACKED = re.compile(r"(vace_)?blocks\.|face_adapter\.fuser_blocks\.|token_embedding\.")
 PART = re.compile(r"-(?P<number>\d+)-of-(?P<count>\d{1,5})(?P<ending>\.\w+)$")
 
 # Models built on Wan that this pack does not run.
