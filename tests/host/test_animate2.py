@@ -55,7 +55,7 @@ def test_what_a_pose_branch_takes_is_counted(path, room):
 
 @pytest.mark.skipif(KNOWN, reason="this ComfyUI knows Animate 2")
 def test_an_older_host_is_to_be_updated(path, room):
-    with pytest.raises(ValueError, match="does not know .*Animate 2 models of Wan: update ComfyUI"):
+    with pytest.raises(ValueError, match=r"does not know .*Animate 2 models of Wan: update ComfyUI"):
         room("host.model.loading").load(str(path("animate2")), "float32")
 
 
