@@ -19,7 +19,7 @@ from .variants import VARIANTS
 from .weights import ggml, marks, wrappings
 from .weights.files import File, merged, open_files, parts, read, read_on
 from .weights.header import CheckpointError
-from .weights.layouts import LAYOUTS, LORA, OTHERS, PREFIXES, RELATIVES, Layout, rename
+from .weights.layouts import LAYOUTS, LORA, OTHERS, PREFIXES, RELATIVES, Layout, assemble, rename
 from .weights.quantisation import (
     COMPANION,
     PACKED_MARKER,
@@ -61,7 +61,7 @@ KINDS = {
     CLIP_VISION: "a CLIP vision encoder",
 }
 # The weights that stay packed when their file is a GGUF: nearly all of them. The others are small, or read from once.
-STAYS_PACKED = re.compile(r"(vace_)?blocks\.|audio_injector\.|token_embedding\.")
+STAYS_PACKED = re.compile(r"(vace_)?blocks\.|audio_injector\.|face_adapter\.fuser_blocks\.|token_embedding\.")
 
 # Models built on Wan that this pack does not run.
 UNSUPPORTED = tuple(row for row in RELATIVES if not any(re.search(row[0], part.mark) for part in PARTS.values()))
@@ -133,7 +133,8 @@ def recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
     prefix = wrappings.choose(prefixes)
     inner = {name.removeprefix(prefix): theirs for name, theirs in bare.items() if name.startswith(prefix)}
     names = {inner[name]: official for name, official in rename(inner, layout.table).items()}
-    official = {ours: tensors[theirs] for theirs, ours in names.items()}
+    official = assemble({ours: tensors[theirs] for theirs, ours in names.items()})
+    transformer = {**layout.header, **transformer}
     listed = wrappings.unwrap(forms := header_layers(metadata or {}))
     listed = {name.removeprefix(prefix): forms[theirs] for name, theirs in listed.items()}
     layers = {ours: listed[theirs] for theirs, ours in rename(listed, layout.table).items()} | _marked(official)
@@ -210,7 +211,7 @@ def load_model(path: str | PathLike) -> tuple[dict[str, Tensor], Inspection]:
             state_dict[official.removesuffix(".weight") + PACKED_MARKER] = torch.tensor(value.kind, dtype=torch.uint8)
         else:
             state_dict[official] = ggml.unpack(value, torch.float32)
-    return mark_layers(state_dict, found.layers), found
+    return mark_layers(assemble(state_dict), found.layers), found
 
 
 def _elsewhere(path: str | PathLike, found: Inspection) -> str:

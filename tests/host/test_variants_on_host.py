@@ -19,9 +19,6 @@ FAILURES = (RuntimeError, TypeError, AttributeError, KeyError, IndexError)  # a 
 EXPECTED = {
     "s2v": "differs",  # test_sound_on_host: ComfyUI leaves out the 73 frames in front of the sound
     "s2v with pose and motion": "differs",  # and puts the far motion elsewhere
-    "animate": "refused",
-    "animate2": "refused",
-    "animate2 with the cache": "refused",
     "humo": "differs",  # test_sound_on_host: ComfyUI has no noise in the reference frames
     "causal": "refused",
     "causal in blocks": "refused",

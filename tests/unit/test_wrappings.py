@@ -247,10 +247,10 @@ RUN = {  # names and shapes alone tell these; what only the sampling tells is no
     "official/humo_17B": "humo",
     "official/humo_1.7B": "humo_1.7b",
     "official/infinitetalk_14B_merged": "infinitetalk",
+    "official/wan2.2_animate_14B": "animate",
+    "diffusers/wan2.2_animate_14B": "animate",
 }
 REFUSALS = {
-    "official/wan2.2_animate_14B": "a Wan Animate model",
-    "diffusers/wan2.2_animate_14B": "a Wan Animate model",
     "official/infinitetalk_14B_adapter": "an InfiniteTalk or MultiTalk model patch, for ModelPatchLoader",
 }
 

@@ -102,6 +102,28 @@ VARIANTS = {
         sampling=Sampling(shift=16.0),
         experts=Sampling(shift=12.0, steps=40, guidance=4.0, boundary=0.875, low_noise_guidance=3.0),
     ),
+    "skyreels_df": Variant(
+        "text and image to video, SkyReels-V2 Diffusion Forcing",
+        parts=frozenset({"frame_rate"}),
+        host=Host(model="WAN22"),  # whose timesteps follow the mask of held frames
+        sampling=Sampling(shift=8.0, steps=30, guidance=6.0, frames=97),
+    ),
+    "animate": Variant(
+        "pose and face video to video, Animate",
+        in_dim=36,
+        parts=frozenset({"clip", "animate"}),
+        host=Host("WAN22_Animate", "WAN22_Animate", "animate"),
+        sampling=Sampling(steps=20, guidance=1.0, frames=77),
+    ),
+    "animate2": Variant(
+        "pose video to video, Animate 2",
+        in_dim=36,
+        parts=frozenset({"clip"}),
+        streams=("pose_branch",),
+        mark=("model_type", "animate2"),
+        host=Host("WAN_Animate2", "WAN_Animate2", "animate2", image_to_video=True),
+        sampling=Sampling(steps=40, guidance=3.0),
+    ),
     "i2v_a14b": Variant(
         "image to video, A14B",
         in_dim=36,

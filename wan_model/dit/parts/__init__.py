@@ -1,10 +1,13 @@
 """What the members of the Wan family add to the network, one file each."""
 
+from .animate import Animate
 from .base import Part
 from .camera import Camera
 from .clip import ClipImages, ClipPositions
+from .frame_rate import FrameRate
 from .frames import Sources, Subjects
 from .humo import HumanMotion
+from .pose_branch import PoseBranch
 from .reference import Reference
 from .s2v import SoundToVideo
 from .scail import Scail, ScailMasks
@@ -12,12 +15,12 @@ from .vace import Vace
 from .voices import Voices
 from .wandancer import WanDancer
 
-_KINDS = (ClipImages, ClipPositions, Reference, Camera, Scail, ScailMasks, WanDancer, Vace)
+_KINDS = (ClipImages, ClipPositions, Reference, Camera, Scail, ScailMasks, WanDancer, Vace, Animate, FrameRate)
 _HEARING = (SoundToVideo, HumanMotion, Voices)
 PARTS: dict[str, type[Part]] = {part.name: part for part in (*_KINDS, *_HEARING)}
 """Parts with weights, by name, in the order in which they are built and prepared."""
 
-STREAMS: dict[str, type[Part]] = {part.name: part for part in (Subjects, Sources)}
+STREAMS: dict[str, type[Part]] = {part.name: part for part in (Subjects, Sources, PoseBranch)}
 """Parts without weights, by name."""
 
 CONDITIONS = {  # arguments of a forward in words; None for one that only modifies another
@@ -40,6 +43,11 @@ CONDITIONS = {  # arguments of a forward in words; None for one that only modifi
     "context_latents": "context latents",
     "vace_context": "VACE context (it has no VACE blocks)",
     "vace_scale": None,
+    "face": "face video",
+    "clip_fea_pose": "CLIP vision features of a pose video",
+    "context_pose": "prompt for a pose video",
+    "pose_strength": None,
+    "reference_strength": None,
 }
 
 __all__ = ["CONDITIONS", "PARTS", "STREAMS", "Part"]
