@@ -257,3 +257,10 @@ def test_each_member_of_the_family_is_run_as_what_it_is_or_refused_by_name(name)
     else:
         assert found.variant is None and found.elsewhere
         assert REFUSALS.get(name, "a Wan") in found.holds
+
+
+def test_a_vace_module_is_its_blocks_alone(golden, tmp_path):
+    blocks = {name: tensor for name, tensor in golden("dit_vace").weights().items() if name.startswith("vace_")}
+    save_file(blocks | {"num_updates": torch.tensor(5)}, tmp_path / "a.safetensors")
+    state_dict, variant, _ = checkpoint.load(tmp_path / "a.safetensors")
+    assert variant == "vace_module" and state_dict.keys() == blocks.keys()

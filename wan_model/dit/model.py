@@ -131,10 +131,18 @@ class WanDiT(nn.Module):
     def unembed(self, x: Tensor, time: Tensor, sequence: Sequence, draft: Draft) -> Tensor:
         """Return the velocity (B, out_dim, F, H, W) of the clip's tokens among what `run_blocks` returned."""
         x = draft.runtime.gather(x, sequence)
-        head = draft.head or self.head
-        patches = head(x[:, sequence.clip], time[:, sequence.clip_rows], draft.runtime.chunk)
-        f, h, w = draft.grid
-        return rearrange(patches, "b (f h w) (p q c) -> b c f (h p) (w q)", f=f, h=h, w=w, p=PATCH[1], q=PATCH[2])
+        clip, rows = x[:, sequence.clip], time[:, sequence.clip_rows]
+        patches = self.run_head(draft.head or self.head, clip, rows, draft.runtime.chunk)
+        return self.unpatchify(patches, draft.grid)
+
+    def run_head(self, head: nn.Module, x: Tensor, time: Tensor, chunk: int | None) -> Tensor:
+        """Return the patches (B, L, out_dim * patch area) that `head` makes of tokens x (B, L, dim)."""
+        return head(x, time, chunk)
+
+    def unpatchify(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Return the patches x (B, L, out_dim * patch area) of a `grid` as (B, out_dim, F, H, W)."""
+        f, h, w = grid
+        return rearrange(x, "b (f h w) (p q c) -> b c f (h p) (w q)", f=f, h=h, w=w, p=PATCH[1], q=PATCH[2])
 
     def embed_time(self, t: Tensor) -> Tensor:
         """Return float32 (B, R, dim) of the timesteps `t` (B, R) in 0..1000."""
@@ -153,12 +161,11 @@ class WanDiT(nn.Module):
     def _check(self, x: Tensor, t: Tensor, context: Tensor, given: Mapping[str, object]) -> None:
         config = self.config
         batch, channels, frames = x.shape[:3]
-        if channels != config.in_dim:
-            extra = config.in_dim - config.out_dim
+        in_dim = self.patch_embedding.weight.shape[1]  # a LoRA may have widened it
+        if channels != in_dim:
+            extra = in_dim - config.out_dim
             parts = f" ({config.out_dim} of the latent, {extra} of the image condition y)" if extra else ""
-            raise ValueError(
-                f"The latent has {channels} channels, this {config.variant} model takes {config.in_dim}{parts}."
-            )
+            raise ValueError(f"The latent has {channels} channels, this {config.variant} model takes {in_dim}{parts}.")
         if t.shape[0] not in (1, batch) or (t.ndim > 1 and t.shape[1:] not in ((1,), (frames,))):
             raise ValueError(f"t has shape {tuple(t.shape)}, this latent needs ({batch},) or ({batch}, {frames}).")
         if context.shape[2] != config.text_dim:
