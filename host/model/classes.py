@@ -15,7 +15,11 @@ import torch
 from ...wan_model.dit.config import DiTConfig
 from ...wan_model.variants import PATCH, VARIANTS
 from . import conditions, memory, packed, precision
+from .causal import CausalDiT
 from .dit import HostDiT
+
+NETWORKS = {"causal": CausalDiT}
+"""Variants whose network answers to more of the host's calls than a plain one."""
 
 
 class HostModel:
@@ -30,7 +34,7 @@ class HostModel:
     def __init__(self, model_config, config: DiTConfig):
         def unet_model(*, operations, dtype, **_):  # without memory: `build` gives it the file's tensors
             device = None if precision.is_quantised(model_config) else "meta"  # quantised layers load to this device
-            return HostDiT(config, ops=operations, dtype=dtype, device=device)
+            return NETWORKS.get(config.variant, HostDiT)(config, ops=operations, dtype=dtype, device=device)
 
         comfy.model_base.BaseModel.__init__(self, model_config, comfy.model_base.ModelType.FLOW, unet_model=unet_model)
         self.image_to_video = config.facts.host.image_to_video
@@ -72,8 +76,9 @@ class HostModel:
 
     def memory_required(self, input_shape, cond_shapes=None):
         """Bytes to keep free for latents of `input_shape` (B, C, F, H, W): `memory.needed`."""
-        shapes = conditions.shapes(cond_shapes or {})
-        return memory.needed(self.diffusion_model.config, input_shape, self.compute_dtype, shapes) + self.workspace
+        shapes, network = conditions.shapes(cond_shapes or {}), self.diffusion_model
+        forward = memory.needed(network.config, input_shape, self.compute_dtype, shapes)
+        return forward + network.kept_bytes(input_shape, self.compute_dtype) + self.workspace
 
 
 def configuration(config: DiTConfig):

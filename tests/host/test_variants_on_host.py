@@ -26,9 +26,6 @@ EXPECTED = {
     "humo_1.7B": "refused",
     "infinitetalk with two speakers": "same",  # then differs: ComfyUI has no mask of the background
     "uni3c": "refused",
-    "causal": "refused",
-    "causal in blocks": "refused",
-    "causal from a picture": "refused",
 }
 
 

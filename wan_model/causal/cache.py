@@ -9,9 +9,10 @@ from torch import Tensor
 from ..dit.attention import Attention
 from ..dit.config import DiTConfig
 from ..dit.cost import clip_tokens
-from ..dit.layers import BlockInputs
+from ..dit.layers import Block, BlockInputs
 from ..dit.rope import Positions, rope_table, rotate_
 from ..dit.runtime import Runtime
+from ..dit.sequence import BeforeBlock
 from ..variants import TEXT_LENGTH
 
 Attend = Callable[[int, Attention], Attention]
@@ -97,22 +98,34 @@ class Cache:
 
         return attend
 
-    def runtime(self, runtime: Runtime, start: int, attend: Attend) -> Runtime:
-        """Return `runtime` for a clip whose first frame is number `start`, with self-attention made by `attend`.
+    def prepare(self, attend: Attend) -> BeforeBlock:
+        """Return what changes the inputs of each block of the network: its self-attention is made by `attend`.
 
         Keys and values of the text are made once and kept.
         """
 
-        def run_block(index: int, block, x: Tensor, inputs: BlockInputs) -> Tensor:
+        def before_block(index: int, block: Block, inputs: BlockInputs) -> BlockInputs:
             if index not in self.text:
                 self.text[index] = block.cross_attn.keys_values(inputs)
             attention = attend(index, inputs.attention)
-            inputs = dataclasses.replace(inputs, attention=attention, keys_values=self.text[index])
-            return runtime.run_block(index, block, x, inputs)
+            return dataclasses.replace(inputs, attention=attention, keys_values=self.text[index])
 
-        scale, shift = runtime.rope_scale, runtime.rope_shift
-        moved = (shift[0] + scale[0] * start, *shift[1:])
-        return dataclasses.replace(runtime, run_block=run_block, rope_shift=moved)
+        return before_block
+
+    def runtime(self, runtime: Runtime, start: int, attend: Attend) -> Runtime:
+        """Return `runtime` for a clip whose first frame is number `start`, with self-attention made by `attend`."""
+        before_block = self.prepare(attend)
+
+        def run_block(index: int, block: Block, x: Tensor, inputs: BlockInputs) -> Tensor:
+            return runtime.run_block(index, block, x, before_block(index, block, inputs))
+
+        return dataclasses.replace(from_frame(runtime, start), run_block=run_block)
+
+
+def from_frame(runtime: Runtime, start: int) -> Runtime:
+    """Return `runtime` for a clip whose first frame is number `start`."""
+    scale, shift = runtime.rope_scale, runtime.rope_shift
+    return dataclasses.replace(runtime, rope_shift=(shift[0] + scale[0] * start, *shift[1:]))
 
 
 def cache_bytes(config: DiTConfig, shape: Sequence[int], window: int, dtype: torch.dtype) -> int:

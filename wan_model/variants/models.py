@@ -74,6 +74,12 @@ VARIANTS = {
         streams=("subjects", "sources"),
         experts=Sampling(shift=12.0, steps=40, guidance=4.0, boundary=0.875, low_noise_guidance=3.0),
     ),
+    "causal": Variant(
+        "text to video in blocks of frames, causal",
+        mark=("causal_ar", True),
+        host=Host("WAN21_CausalAR", "WAN21_CausalAR_T2V"),
+        sampling=Sampling(steps=4, guidance=1.0),
+    ),
     "i2v": Variant(
         "image to video",
         in_dim=36,
