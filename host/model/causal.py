@@ -5,11 +5,17 @@ import math
 import torch
 
 from ...wan_model.causal import Cache, cache_bytes, from_frame
+from ..sampling import step_cache
 from . import inner
 from .dit import HostDiT
 
 STATE = "ar_state"  # entry of transformer_options: where the host's sampler is, and its caches
 CACHE = "cache"  # entry of the host's cache that holds ours
+
+
+def caches(window: int, sink: int = 0) -> list[dict]:
+    """Return caches as the host's sampler passes them on, for `window` latent frames and a sink."""
+    return [{"end": 0, CACHE: Cache(window, sink)}]
 
 
 class CausalDiT(HostDiT):
@@ -55,19 +61,23 @@ class CausalDiT(HostDiT):
     def against_cache(self, options: dict, grid: tuple[int, int, int]):
         """Return `before_block` of a `Draft` for the block of frames that the host is at.
 
-        grid: frames, rows and columns of its tokens. Raise ValueError for guidance and for blocks that another pack
-        altered: the host has one cache for both prompts, and such a block does not read ours.
+        grid: frames, rows and columns of its tokens. Raise ValueError for guidance, as there is one cache for
+        both prompts, and for what knows nothing of the cache: blocks that another pack altered, and step caches.
         """
         state, frame = options[STATE], math.prod(grid[1:])
         if any(options.get("cond_or_uncond", ())):
             raise ValueError("A causal run keeps one cache, for one prompt, without guidance: set cfg to 1.")
+        if step_cache.KEY in options:
+            raise ValueError("A step cache would reuse what belongs to another block of frames: take it off.")
         if any(map(inner.is_altered, self.blocks)):
             raise ValueError(
                 "Another node replaces parts of the network's blocks, which a causal run does not serve: take that "
                 "node off."
             )
         holder = state["kv_caches"][0]
-        cache = holder[CACHE] = holder[CACHE] or Cache(holder["tokens"] // frame)
+        if holder[CACHE] is None:
+            holder[CACHE] = Cache(holder["tokens"] // frame)
+        cache = holder[CACHE]
         frames = range(state["start_frame"], state["start_frame"] + grid[0])
         cache.make_room(frames)
         holder["end"] = frames.stop * frame

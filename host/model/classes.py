@@ -14,6 +14,7 @@ import torch
 
 from ...wan_model.dit.config import DiTConfig
 from ...wan_model.variants import PATCH, VARIANTS
+from ...wan_model.variants.models import Host
 from . import conditions, memory, packed, precision
 from .causal import CausalDiT
 from .dit import HostDiT
@@ -101,14 +102,20 @@ def configuration(config: DiTConfig):
 
 def config_class(variant: str) -> type:
     """Return the host's configuration class of a variant."""
-    return _of_host(comfy.supported_models, VARIANTS[variant].host.config, variant)
+    return _of_host(comfy.supported_models, _names(variant).config, variant)
 
 
 @functools.cache
 def model_class(variant: str) -> type:
     """Return the host's model class of a variant with `HostModel` mixed in; raise ValueError if it has none."""
-    name = VARIANTS[variant].host.model
+    name = _names(variant).model
     return type(name, (HostModel, _of_host(comfy.model_base, name, variant)), {})
+
+
+def _names(variant: str) -> Host:
+    """Return what this host calls the classes of a variant."""
+    names = VARIANTS[variant].host
+    return names if names.instead is None or hasattr(comfy.model_base, names.model) else names.instead
 
 
 def _of_host(module, name: str, variant: str) -> type:

@@ -7,7 +7,7 @@ what is causal is how it is called.
 from .blocks import guided, rollout
 from .cache import Cache, cache_bytes, from_frame
 from .clip import over_clip
-from .history import History
+from .history import History, spans
 from .window import rolling
 
-__all__ = ["Cache", "History", "cache_bytes", "from_frame", "guided", "over_clip", "rolling", "rollout"]
+__all__ = ["Cache", "History", "cache_bytes", "from_frame", "guided", "over_clip", "rolling", "rollout", "spans"]
