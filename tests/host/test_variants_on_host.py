@@ -20,9 +20,6 @@ EXPECTED = {
     "s2v": "differs",  # test_sound_on_host: ComfyUI leaves out the 73 frames in front of the sound
     "s2v with pose and motion": "differs",  # and puts the far motion elsewhere
     "humo": "differs",  # test_sound_on_host: ComfyUI has no noise in the reference frames
-    "causal": "refused",
-    "causal in blocks": "refused",
-    "causal from a picture": "refused",
 }
 
 

@@ -148,7 +148,8 @@ def test_weights_of_another_network_are_refused_by_name(extra, weights, tmp_path
 
 REFUSED = {
     "animate2": ({"model_type": "animate2"}, "a Wan Animate 2 model"),
-    "causal": ({"causal_ar": True, "model_type": "t2v"}, "a causal"),
+    "causal image to video": ({"causal_ar": True, "model_type": "i2v"}, "says 'i2v' and whose weights take 16"),
+    "causal and another": ({"causal_ar": True, "model_type": "flow_rvs"}, "a FlowRVS model"),
     "flow_rvs": ({"model_type": "flow_rvs"}, "a FlowRVS model"),
     "unknown": ({"model_type": "telepathy"}, "'telepathy'"),
     "another image model": ({"image_model": "other"}, "'other'"),
@@ -166,6 +167,13 @@ def test_a_mark_in_the_header_is_refused_by_name(mark, weights, tmp_path):
     for ask in (checkpoint.load, lambda path: checkpoint.expect(path, checkpoint.DIT, "WanModelLoader")):
         with pytest.raises(CheckpointError, match=f"{what}.*load it with ComfyUI's Load Diffusion Model node"):
             ask(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("transformer", [{"causal_ar": True}, {"causal_ar": True, "model_type": "t2v"}])
+def test_a_mark_of_a_causal_model(transformer, weights, tmp_path):
+    metadata = {"config": json.dumps({"transformer": transformer})}
+    save_file(weights, tmp_path / "a.safetensors", metadata=metadata)
+    assert checkpoint.load(tmp_path / "a.safetensors")[1] == "causal"
 
 
 INNOCENT = [
@@ -190,7 +198,6 @@ def test_an_innocent_config_changes_nothing(config, weights, tmp_path):
     "fields, what",
     [
         ({"wan.model_type": "animate2"}, "a Wan Animate 2 model"),
-        ({"wan.causal_ar": True}, "a causal"),
         ({"config": '{"transformer": {"model_type": "flow_rvs"}}'}, "a FlowRVS model"),
         ({"general.type": "model", "wan.model_type": "t2v"}, None),
     ],

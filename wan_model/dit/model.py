@@ -23,8 +23,6 @@ from .sequence import Draft, Sequence
 FLOAT32_NAMES = re.compile(
     r"(time_embedding|time_projection|fps_embedding|fps_projection|head|head_global)\.|.*\bmodulation$"
 )
-    r"(time_embedding|time_projection|fps_embedding|fps_projection|head|head_global)\.|.*\bmodulation$"
-)
 
 
 class WanDiT(nn.Module):

@@ -31,13 +31,14 @@ class Host:
     """How ComfyUI knows a variant.
 
     model: class of `comfy.model_base`. config: class of `comfy.supported_models`. type: its model_type. image_to_video:
-    the argument that this configuration gives the model class.
+    the argument that this configuration gives the model class. instead: for a ComfyUI that lacks the two.
     """
 
     model: str = "WAN21"
     config: str = "WAN21_T2V"
     type: str = "t2v"
     image_to_video: bool = False
+    instead: "Host | None" = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,12 @@ VARIANTS = {
         "text to video",
         streams=("subjects", "sources"),
         experts=Sampling(shift=12.0, steps=40, guidance=4.0, boundary=0.875, low_noise_guidance=3.0),
+    ),
+    "causal": Variant(
+        "text to video in blocks of frames, causal",
+        mark=("causal_ar", True),
+        host=Host("WAN21_CausalAR", "WAN21_CausalAR_T2V", instead=Host()),
+        sampling=Sampling(steps=4, guidance=1.0),
     ),
     "i2v": Variant(
         "image to video",

@@ -55,8 +55,9 @@ def unsupported(marks: Mapping[str, object], variant: str) -> str | None:
     stated = [name for name in NAMES if name == kind or marks.get(name) is True]
     if image_model != "wan2.1" or not (kind is None or kind in NAMES or kind in KNOWN_TYPES):
         return f"a model whose header says {str(image_model)[:40]!r}, {str(kind)[:40]!r}"
-    if row.mark is None and set(stated) - {variant, row.host.type}:
-        return NAMES[stated[0]]
+    foreign = [name for name in stated if name not in (variant, row.host.type, *(row.mark or ()))]
+    if foreign:
+        return NAMES[foreign[0]]
     claimed = VARIANTS.get(kind, row)
     if claimed.takes_image != row.takes_image or claimed.parts - row.parts - CLIP_PARTS:
         channels = f"take {row.in_dim} channels and make {row.family.channels}"
