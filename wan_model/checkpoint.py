@@ -20,6 +20,7 @@ from .weights import ggml, marks, wrappings
 from .weights.files import File, merged, open_files, parts, read, read_on
 from .weights.header import CheckpointError
 from .weights.layouts import LAYOUTS, LORA, OTHERS, PREFIXES, RELATIVES, Layout, assemble, rename
+from .weights.marks import LatentRGB
 from .weights.quantisation import (
     COMPANION,
     PACKED_MARKER,
@@ -81,8 +82,8 @@ class Inspection:
     names: the file's names to the official ones. tensors: meta tensors by official name; a CLIP vision encoder keeps
     the names of its own layout, which may split or fuse the projections of its attention. layers: the form of each
     quantised layer that the file marks, by official name. config: sizes of a whole DiT or a VAE. marks: as
-    `marks.read_marks`. notes: sentences for the log on what was chosen and what is left out. elsewhere: whether
-    ComfyUI's own loader runs this relative of Wan and this pack does not.
+    `marks.read_marks`. latent_rgb: as `marks.read_latent_rgb`. notes: sentences for the log on what was chosen and what
+    is left out. elsewhere: whether ComfyUI's own loader runs this relative of Wan and this pack does not.
     """
 
     holds: str
@@ -94,6 +95,7 @@ class Inspection:
     layers: Mapping[str, dict] = field(default_factory=dict)
     config: DiTConfig | VAEConfig | None = None
     marks: Mapping[str, object] = field(default_factory=dict)
+    latent_rgb: LatentRGB | None = None
     notes: tuple[str, ...] = ()
     elsewhere: bool = False
 
@@ -139,12 +141,15 @@ def recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
     listed = {name.removeprefix(prefix): forms[theirs] for name, theirs in listed.items()}
     layers = {ours: listed[theirs] for theirs, ours in rename(listed, layout.table).items()} | _marked(official)
     variant, config, expected = _identify(layout.kind, official, transformer)
+    latent_rgb, ignored = None, ()
     if isinstance(config, DiTConfig):
+        latent_rgb, ignored = marks.read_latent_rgb(metadata or {}, config.out_dim)
         other = marks.unsupported(transformer, config.variant)
         if other is not None:
             return Inspection(other, marks=transformer, elsewhere=True)
         check_marked(official, layers)
     left_out = _left_out(official, expected, variant)
+    notes = _notes(prefix, prefixes, sorted(left_out) + [n for n in bare if not n.startswith(tuple(prefixes))])
     kind = next(phrase for variants, phrase in KINDS.items() if variant in variants)
     return Inspection(
         holds=f"{kind} ({variant})",
@@ -156,7 +161,8 @@ def recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
         layers=layers,
         config=config,
         marks=transformer,
-        notes=_notes(prefix, prefixes, sorted(left_out) + [n for n in bare if not n.startswith(tuple(prefixes))]),
+        latent_rgb=latent_rgb,
+        notes=notes + ignored,
     )
 
 

@@ -41,6 +41,8 @@ def load(
     patcher = build(state_dict, dtype, disable_dynamic or compile_blocks, config)
     patcher.model.source = os.path.basename(path)
     patcher.model.mapped = offload.names(patcher.model.diffusion_model, state_dict, "diffusion_model.")
+    if found.latent_rgb is not None:
+        preview.colour(patcher.model, found.latent_rgb)
     preview.watch(patcher)
     timing.watch(patcher)
     host_attention.choose(patcher, attention)

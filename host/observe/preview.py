@@ -4,6 +4,7 @@ Each step sends the event `EVENT` to the client that queued the run; the picture
 them (GET /wan/preview). A client that is slow misses steps, one that never asks costs a few small sums.
 """
 
+import copy
 import io
 import secrets
 import time
@@ -20,6 +21,7 @@ from PIL import Image
 
 from ...wan_model import geometry
 from ...wan_model.variants import FAMILIES
+from ...wan_model.weights.marks import LatentRGB
 from .. import server
 from ..model import references
 from ..model.classes import HostModel
@@ -124,6 +126,16 @@ def frame_rate_of(model) -> int:
     return FAMILIES[model.latent_format.latent_channels].frame_rate
 
 
+def colour(model, latent_rgb: LatentRGB) -> None:
+    """Makes `latent_rgb` the map from latents to colours of the host's `model`, for the host's own preview too.
+
+    The model gets a latent format of its own: the host may share one among models.
+    """
+    model.latent_format = copy.copy(model.latent_format)
+    model.latent_format.latent_rgb_factors = latent_rgb.factors
+    model.latent_format.latent_rgb_factors_bias = latent_rgb.bias
+
+
 def where() -> dict[str, str] | None:
     """The node and prompt that are executed now, or None where there is no client to tell."""
     context = get_executing_context()
@@ -134,7 +146,7 @@ def where() -> dict[str, str] | None:
 
 
 def small_frames(x0: torch.Tensor, latent_format) -> torch.Tensor:
-    """RGB frames (T, h, w, 3), uint8, of a latent clip (C, T, h, w) by the host's linear map of its latents."""
+    """RGB frames (T, h, w, 3), uint8, of a latent clip (C, T, h, w) by the linear map of `latent_format`."""
     wanted = min(x0.shape[1], FRAMES)
     x0 = x0[:, torch.linspace(0, x0.shape[1] - 1, wanted).round().long().tolist()]
     pixels = rearrange(x0, "c t h w -> t c h w").float()
