@@ -4,10 +4,14 @@ A script imports this before anything of those.
 """
 
 import argparse
+import asyncio
+import importlib
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -60,6 +64,13 @@ def start_comfyui(*options: str) -> str:
 
     sys.argv = arguments
     return comfyui_version.__version__
+
+
+def load_pack() -> Callable[[str], ModuleType]:
+    """Load this pack as the host does; return a function from a name such as "host.vae.vae" to that module."""
+    nodes = importlib.import_module("nodes")
+    assert asyncio.run(nodes.load_custom_node(str(ROOT))), "the pack could not be loaded"
+    return lambda name: importlib.import_module(f"{str(ROOT).replace('.', '_x_')}.{name}")
 
 
 def write(options: argparse.Namespace, title: str, versions: str, note: str, table: str) -> None:

@@ -1,17 +1,17 @@
 """The VAEs that are compared, all with the same weights, and the tile schemes in use elsewhere.
 
-Each builder takes a configuration and weights in official names, and returns an object whose encode(video) gives means
-and whose decode(latent) gives video, both (B, C, T, H, W).
+Each builder takes weights in official names and returns an object whose encode(video) gives means and whose
+decode(latent) gives video, both (B, C, T, H, W).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import torch
 
-from wan_model.vae import WanVAE, build_vae
-from wan_model.variants import VAEConfig
+from wan_model.vae import VAEConfig
+from wan_model.variants import TIME_STRIDE
 from wan_model.weights import layouts
 
 Weights = dict[str, torch.Tensor]
@@ -26,9 +26,37 @@ SHAPE = {
 }
 
 
-def ours(config: VAEConfig, weights: Weights) -> WanVAE:
-    """This pack's VAE."""
-    return build_vae(weights)
+class Ours:
+    """This pack's VAE as its nodes run it: images in [0, 1] with their channels last, off the device.
+
+    host_vae: the module `host.vae.vae` of the loaded pack. tile: (height, width) in pixels, or None for whole frames.
+    """
+
+    def __init__(self, host_vae: ModuleType, weights: Weights, dtype: torch.dtype, tile: tuple[int, int] | None = None):
+        from comfy.model_management import load_models_gpu
+
+        self.vae, self.tile = host_vae.HostVAE(weights, dtype, dtype), tile
+        load_models_gpu([self.vae.patcher])  # now, so that no run counts it
+
+    def decode_stream(self, latent: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Video (B, 3, 1 or 4, H, W) in [-1, 1] over time."""
+        stride = self.vae.config.stride
+        frame = latent.shape[3] * stride, latent.shape[4] * stride
+        for images in self.vae.decode_chunks(latent, self.tile or frame):
+            yield images.movedim(-1, 1).mul_(2).sub_(1)  # (B, T, H, W, 3) -> (B, 3, T, H, W)
+
+    def encode_stream(self, video: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Means (B, C, 1, h, w) over time."""
+        chunks = ((chunk + 1) / 2 for chunk in video.split(TIME_STRIDE, dim=2))
+        return self.vae.encode_chunks(chunks, video.shape, self.tile or video.shape[3:])
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """All of `decode_stream`."""
+        return torch.cat(list(self.decode_stream(latent)), dim=2)
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """All of `encode_stream`."""
+        return torch.cat(list(self.encode_stream(video)), dim=2)
 
 
 def comfyui(config: VAEConfig, weights: Weights) -> torch.nn.Module:

@@ -55,7 +55,7 @@ def load_with(loader: str, path: str):
         return lambda: comfy.sd.load_diffusion_model(path, model_options=options)
     nodes = importlib.import_module("nodes")
     assert asyncio.run(nodes.load_custom_node(str(ROOT))), "the pack could not be loaded"
-    pack = importlib.import_module(f"{str(ROOT).replace('.', '_x_')}.host.model")
+    pack = importlib.import_module(f"{str(ROOT).replace('.', '_x_')}.host.model.loading")
     return lambda: pack.load(path, "bfloat16")
 
 

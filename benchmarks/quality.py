@@ -5,18 +5,15 @@ result goes into a section of its own in benchmarks/results.md.
 """
 
 import argparse
-import asyncio
-import importlib
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import bench
 import page
 import torch
-from bench import ROOT, log
+from bench import log
 from writers import write_gguf
 
 from tiny import evaluate, family, judge
@@ -33,28 +30,25 @@ COLUMNS = ["run", "fewer calls", "latents", "clips (dB)", "properties seen", "al
 
 
 class Family:
-    """The demo family in the host. pack: this pack as the host loads it. count: held-out prompts."""
+    """The demo family in the host. room: as `bench.load_pack` returns it. count: held-out prompts."""
 
-    def __init__(self, pack: ModuleType, count: int):
-        self.pack = pack
+    def __init__(self, room: Callable[[str], ModuleType], count: int):
+        self.room = room
         self.scenes = [evaluate.held_out(index) for index in range(count)]
-        encode, clip = self.room("clip").encode_prompt, self.room("clip").load(str(family.path("umt5")))
-        self.texts = [encode(clip, caption, "positive") for _, caption in self.scenes]
-        self.negative = encode(clip, "", "negative")
-
-    def room(self, name: str) -> ModuleType:
-        """A file of the pack's host folder."""
-        return importlib.import_module(f"{self.pack.__name__}.host.{name}")
+        encoder = room("host.encoders.clip")
+        clip = encoder.load(str(family.path("umt5")))
+        self.texts = [encoder.encode_prompt(clip, caption, "positive") for _, caption in self.scenes]
+        self.negative = encoder.encode_prompt(clip, "", "negative")
 
     def load(self, file: Path, dtype: str = "auto"):
         """The MODEL of a file."""
-        return self.room("model").load(str(file), dtype)
+        return self.room("host.model.loading").load(str(file), dtype)
 
     def sample(self, model) -> tuple[torch.Tensor, int]:
         """Latents of all prompts, and how often the network was called, each prompt and its negative counted."""
         from comfy.patcher_extension import WrappersMP
 
-        calls, results, sampling = [], [], self.room("sampling")
+        calls, results, sampling = [], [], self.room("host.sampling.sampling")
         model = model.clone()
 
         def count(executor, x, *arguments, **options):
@@ -71,7 +65,7 @@ class Family:
 
     def decode(self, latents: torch.Tensor, dtype: str = "float32", tile: tuple[int, int] = (64, 64)) -> torch.Tensor:
         """Clips (B, 3, T, H, W) in [-1, 1], by the VAE's own node."""
-        vae = self.room("vae").load(str(family.path("vae")), decode_dtype=dtype)
+        vae = self.room("host.vae.vae").load(str(family.path("vae")), decode_dtype=dtype)
         clips = torch.cat([vae.decode(latent[None], tile=tile) for latent in latents])
         return clips.permute(0, 4, 1, 2, 3) * 2 - 1
 
@@ -91,7 +85,7 @@ def models(shown: Family, folder: Path) -> Iterator[tuple[str, object]]:
     for kind in PACKED:
         write_gguf(folder / f"{kind}.gguf", weights, kind)
         yield f"GGUF {kind}", shown.load(folder / f"{kind}.gguf")
-    step_cache, plain = shown.room("step_cache"), shown.load(file, "float32")
+    step_cache, plain = shown.room("host.sampling.step_cache"), shown.load(file, "float32")
     for criterion, budgets in BUDGETS.items():
         for budget in budgets:
             settings = step_cache.Settings(criterion, budget, START, END)
@@ -124,12 +118,10 @@ def main() -> None:
     options = bench.begin(parser)
     version = bench.start_comfyui()
     torch.set_num_threads(1)  # networks as small as these are slower on many
-    nodes = importlib.import_module("nodes")
-    assert asyncio.run(nodes.load_custom_node(str(ROOT))), "the pack could not be loaded"
-    pack = sys.modules[str(ROOT).replace(".", "_x_")]
+    room = bench.load_pack()
     found = []
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
-        for row in rows(Family(pack, options.count), Path(folder)):
+        for row in rows(Family(room, options.count), Path(folder)):
             found.append(row)
             log.info("%s", " | ".join(row))
     note = NOTE.format(count=options.count, steps=family.STEPS, guidance=family.GUIDANCE)

@@ -9,6 +9,7 @@ import functools
 import importlib.metadata
 from dataclasses import dataclass
 from itertools import product
+from types import ModuleType
 
 import bench
 import contenders
@@ -18,17 +19,17 @@ import recipe
 import torch
 from bench import DEVICE, log
 
-from wan_model.vae import TilePlan, WanVAE, make_vae, plan_decode, plan_encode
-from wan_model.variants import VAEConfig
+from wan_model.vae import TilePlan, VAEConfig, build_vae, make_vae, plan_decode, plan_encode
 
 FULL_WIDTH = {"2.1": (96, 96), "2.2": (160, 256)}
 CHANNELS = {"2.1": 16, "2.2": 48}
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 OURS = "ours"
 NOTE = """Random weights, the same for all. Seconds: medians of runs that take turns. Speed: times that of the fastest
-row that is not ours. Peak: the most memory held besides weights and input, on a CPU in tensors; ours hands frames over
-as they are done, the others hold the whole result. Estimate: what our plan says beforehand. Errors: against ComfyUI's
-untiled float32 result, video clamped to [-1, 1]. Time in: of a traced run, kinds of operation above 5%."""
+row that is not ours. Ours is the VAE object of the nodes, which also scales, clamps and moves the frames; the others
+are networks alone. Peak: the most memory held besides weights and input, on a CPU in tensors; ours hands frames over
+as they are done, the others hold the whole result. Estimate: what our plan says beforehand. Errors: against
+ComfyUI's untiled float32 result, video clamped to [-1, 1]. Time in: of a traced run, kinds of operation above 5%."""
 COLUMNS = ["case", "VAE", "seconds", "speed", "peak MiB", "estimate / peak", "max error", "relative error", "time in"]
 
 
@@ -141,38 +142,44 @@ class Entrant:
     plan: TilePlan | None = None
 
 
-def our_entrant(case: Case, vae: WanVAE, x: torch.Tensor, tile: tuple[int, int] | None = None) -> Entrant:
-    """Our VAE; for the memory it hands its chunks over as they are done, as it does to the host."""
-    encode = case.task == "encode"
+def our_entrant(case: Case, host_vae: ModuleType, x: torch.Tensor, tile: tuple[int, int] | None = None) -> Entrant:
+    """Our VAE; for the memory it hands its chunks over as they are done, as it does to the nodes."""
+    vae, encode = contenders.Ours(host_vae, state_dict(case), case.dtype, tile), case.task == "encode"
     plan = (plan_encode if encode else plan_decode)(case.config, x.shape, tile, x.dtype)
-    method = vae.encode if encode else vae.decode
-    result = x.new_empty(reference(case.config, encode, case.shape).shape)
+    stream = vae.encode_stream if encode else vae.decode_stream
+    result = torch.empty_like(reference(case.config, encode, case.shape))
 
     def streamed() -> torch.Tensor:
         done = 0
-        for chunk in vae.encode_stream([x], tile=tile) if encode else vae.decode_stream(x, tile=tile):
+        for chunk in stream(x):
             result[:, :, done : done + chunk.shape[2]] = chunk
             done += chunk.shape[2]
             del chunk
         return result
 
-    return Entrant(lambda: method(x, tile=tile), streamed, plan)
+    return Entrant(lambda: (vae.encode if encode else vae.decode)(x), streamed, plan)
 
 
-def entrants(case: Case) -> dict[str, Entrant]:
+def state_dict(case: Case) -> dict[str, torch.Tensor]:
+    """The weights of a case in its dtype."""
+    return {name: x.to(case.dtype) for name, x in weights(case.config).items()}
+
+
+def entrants(case: Case, host_vae: ModuleType) -> dict[str, Entrant]:
     """Every VAE, or tile scheme, of a case, by the name it has in the table."""
-    state = {name: x.to(case.dtype) for name, x in weights(case.config).items()}
+    state = state_dict(case)
     x, stride = source(case.shape).to(case.dtype), case.config.stride
-    vae = contenders.ours(case.config, state)
     host = contenders.comfyui(case.config, state)
     if case.task != "tiles":
-        found = {OURS: our_entrant(case, vae, x)}
+        found = {OURS: our_entrant(case, host_vae, x)}
         peers = {"ComfyUI": host, "diffusers": contenders.diffusers(case.config, state)}
         peers = {name: getattr(peer, case.task) for name, peer in peers.items()}
     else:
-        found = {f"{OURS}, 256": our_entrant(case, vae, x, (256, 256)), f"{OURS}, untiled": our_entrant(case, vae, x)}
+        found = {f"{OURS}, 256": our_entrant(case, host_vae, x, (256, 256))}
+        found |= {f"{OURS}, untiled": our_entrant(case, host_vae, x)}
+        alone = build_vae(state)
         peers = {
-            "WanVideoWrapper's scheme, 272": contenders.wrapper_tiled(vae.decode, stride),
+            "WanVideoWrapper's scheme, 272": contenders.wrapper_tiled(alone.decode, stride),
             "ComfyUI, 512": contenders.comfyui_tiled(host.decode, stride, 512, 64, 16, 2),
             "ComfyUI out of memory, 256": contenders.comfyui_tiled(host.decode, stride, 256, 64, 999, 1),
             "diffusers, 256": contenders.diffusers(case.config, state, tiled=True).decode,
@@ -183,9 +190,9 @@ def entrants(case: Case) -> dict[str, Entrant]:
     return found
 
 
-def measured(case: Case, rounds: int, budget: float) -> list[list[str]]:
+def measured(case: Case, host_vae: ModuleType, rounds: int, budget: float) -> list[list[str]]:
     """The rows of a case."""
-    running, rows = entrants(case), []
+    running, rows = entrants(case, host_vae), []
     traces = {}
     for name, entrant in running.items():
         trace = measure.traced(entrant.watched)
@@ -235,10 +242,11 @@ def main() -> None:
     options = bench.begin(parser)
     preset, version, rows = PRESETS[options.preset], bench.start_comfyui(), []
     versions = f"ComfyUI {version}, diffusers {importlib.metadata.version('diffusers')}"
+    host_vae = bench.load_pack()("host.vae.vae")
     with torch.inference_mode():
         for case in preset.cases:
             if options.only in str(case):
-                rows += measured(case, preset.rounds, preset.budget)
+                rows += measured(case, host_vae, preset.rounds, preset.budget)
                 bench.write(options, "VAE", versions, NOTE, page.table(COLUMNS, rows))  # what a cut long run leaves
 
 

@@ -5,18 +5,17 @@ benchmarks/results.md.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import bench
-import contenders
 import measure
 import page
 import torch
 from bench import DEVICE, log
 from vae import Case, source, weights
 
-from wan_model.vae import causal, lane
+from wan_model.kernels.fused import vae_runtime
+from wan_model.vae import build_vae
 
 ROUNDS, BUDGET = 7, 30
 CASES = (
@@ -29,45 +28,31 @@ NOTE = """Seconds with one choice undone, as a multiple of those with all of the
 runs that take turns; the last columns are the cases."""
 
 
-@contextmanager
-def undone(module, name: str, value: float) -> Iterator[None]:
-    """A constant of a module with another value."""
-    kept = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, kept)
-
-
-CHOICES = {
-    "upsampling folded into four small convolutions, from 512 pixels on: never": lambda: undone(
-        causal, "WORTH_FOLDING", math.inf
-    ),
-    "the same: always": lambda: undone(causal, "WORTH_FOLDING", 0),
-    "two frames at a time after the last doubling of time: all four": lambda: undone(lane, "STRIP", 4),
-    "up to 400 pixels by one matrix product, on a CPU: never": lambda: undone(causal, "FEW", 0),
-    "weights with their channels innermost in memory: as in the file": nullcontext,
+CHOICES = {  # what is undone in the runtime
+    "upsampling folded into four small convolutions, from 512 pixels on: never": {"fold_pixels": math.inf},
+    "the same: always": {"fold_pixels": 0},
+    "two frames at a time after the last doubling of time: all four": {"subchunk": 4},
+    "up to 400 pixels by one matrix product, on a CPU: never": {"product_pixels": 0},
+    "weights with their channels innermost in memory: as in the file": {},
 }
 
 
 def runs(case: Case) -> dict[str, measure.Run]:
     """What is timed: as it is, then with each choice undone."""
     state = {name: x.to(case.dtype) for name, x in weights(case.config).items()}
-    vae, plain = contenders.ours(case.config, state), contenders.ours(case.config, state)
+    vae, plain = build_vae(state), build_vae(state)
     for weight in plain.parameters():
         weight.data = weight.data.contiguous()
     x = source(case.shape).to(case.dtype)
+    best = vae_runtime(DEVICE)
 
-    def run(choice, network):
-        def once():
-            with choice():
-                getattr(network, case.task)(x)
+    def run(network, runtime):
+        stream = network.encode_stream if case.task == "encode" else network.decode_stream
+        given = [x] if case.task == "encode" else x
+        return lambda: torch.cat(list(stream(given, runtime=runtime)), dim=2)
 
-        return once
-
-    others = {name: run(choice, plain if choice is nullcontext else vae) for name, choice in CHOICES.items()}
-    return {"": run(nullcontext, vae), **others}
+    others = {name: run(vae if undo else plain, replace(best, **undo)) for name, undo in CHOICES.items()}
+    return {"": run(vae, best), **others}
 
 
 def main() -> None:

@@ -76,7 +76,7 @@ def build(blueprint: Blueprint) -> dict:
         "config": {},
         "name": blueprint.name,
         "inputNode": {"id": INPUTS, "bounding": [-160, 60, 120, 80]},
-        "outputNode": {"id": OUTPUTS, "bounding": [2000, 60, 120, 80]},
+        "outputNode": {"id": OUTPUTS, "bounding": [2260, 60, 120, 80]},
         "inputs": inputs,
         "outputs": outputs,
         "widgets": [],

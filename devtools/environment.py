@@ -18,6 +18,8 @@ DEV = ROOT / ".dev"
 TORCH = "torch==2.13.0"
 TORCH_COMPANIONS = ["torchvision==0.28.0", "torchaudio==2.11.0"]  # the ones that match TORCH
 FUZZER = "atheris; sys_platform == 'linux' and python_version < '3.14'"  # has no wheels elsewhere
+OFFICIAL_TEMPLATES = "comfyui-workflow-templates-json==0.1.123"  # the newest
+TEMPLATES_FOLDER = "official-templates"  # beside the packages: a host serves its templates from its own older version
 TRITON = "triton>=3.4; sys_platform == 'linux'"  # which no torch without CUDA brings along
 EXTRA_PACKAGES = {  # what a command of dev.py needs besides
     "test": [
@@ -106,6 +108,9 @@ class Environment:
         self.install("host", [TORCH, *read_requirements(host_requirements), "requests", *pack])
         if command in EXTRA_PACKAGES:
             self.install(command, [TORCH, *EXTRA_PACKAGES[command]])
+        if command == "test":
+            target = ("--no-deps", "--upgrade", "--target", str(self.folder / TEMPLATES_FOLDER))
+            self.install("official templates", [OFFICIAL_TEMPLATES], *target)
 
     def has_accelerator(self) -> bool:
         """Whether torch finds a GPU: without one the host must be told to use the CPU."""

@@ -18,7 +18,7 @@ def to_prompt(workflow: dict, object_info: dict) -> dict:
     Raises ValueError naming the node where the file does not fit the server's nodes.
     """
     nodes = {node["id"]: node for node in workflow["nodes"]}
-    links = {link["id"]: link for link in map(_as_link, workflow["links"])}
+    links = {link["id"]: link for link in map(as_link, workflow["links"])}
     prompt = {}
     for node in nodes.values():
         if node["type"] in NOTES or node["type"] == "Reroute" or node.get("mode") in (MUTED, BYPASSED):
@@ -36,7 +36,7 @@ def to_prompt(workflow: dict, object_info: dict) -> dict:
     return prompt
 
 
-def _as_link(link: list | dict) -> dict:
+def as_link(link: list | dict) -> dict:
     """A link of either format version as one dictionary."""
     if isinstance(link, dict):
         return link
@@ -62,15 +62,21 @@ def _is_widget(kind: str | list, options: dict) -> bool:
 
 
 def _widget_inputs(node: dict, declared: dict) -> dict:
-    """Values of a node's widgets by input name; inputs newer than the file keep the node's default."""
-    values, inputs = list(node.get("widgets_values") or []), {}
-    _read_widgets(declared, values, inputs, "")
-    if values:
+    """Values of a node's widgets by input name; raises ValueError where the file has more than the node."""
+    inputs, surplus = read_widgets(node, declared)
+    if surplus:
         raise ValueError(
-            f"Node {node['id']} ({node['type']}) has {len(values)} widget values more than its {len(inputs)} widgets: "
+            f"Node {node['id']} ({node['type']}) has {len(surplus)} widget values more than its {len(inputs)} widgets: "
             "save the workflow again with this version of the node."
         )
     return inputs
+
+
+def read_widgets(node: dict, declared: dict) -> tuple[dict, list]:
+    """(values of a node's widgets by input name, values without a widget); newer inputs keep the node's default."""
+    values, inputs = list(node.get("widgets_values") or []), {}
+    _read_widgets(declared, values, inputs, "")
+    return inputs, values
 
 
 def _read_widgets(declared: dict, values: list, inputs: dict, prefix: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..wan_model.checkpoint import PART
+from ..wan_model.weights.files import PART
 
 EXTENSIONS = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".gguf")
 GGUF_FOLDER = "wan_gguf_{}"  # the host lists no .gguf files: the same folders once more, for these

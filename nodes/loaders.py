@@ -17,7 +17,7 @@ FOLDER, NONE = "diffusion_models", "none"
 def validate(folder: str, name: str, kinds: tuple[str, ...], node: str):
     """True, or the sentence that the editor shows when `name` is no file of one of `kinds`; reads the header only."""
     try:
-        checkpoint.expect(files.path(folder, name), kinds, node)
+        precision.expect(files.path(folder, name), kinds, node)
     except ValueError as error:
         return str(error)
     return True

@@ -10,8 +10,54 @@ from .inputs import fraction
 from .search import aliases
 
 
+def schedule_inputs() -> list:
+    """The solver, its schedule and the noise that a run starts from."""
+    return [
+        io.Int.Input("steps", default=30, min=1, max=1000, tooltip="Solver steps. Official: 40 to 50."),
+        io.Float.Input(
+            "guidance",
+            default=5.0,
+            min=1.0,
+            max=30.0,
+            step=0.1,
+            tooltip="Classifier-free guidance scale. 1 halves the work and ignores the negative prompt.",
+        ),
+        io.Float.Input(
+            "shift",
+            default=5.0,
+            min=0.1,
+            max=100.0,
+            step=0.1,
+            tooltip="Time shift of the noise schedule. Official: 5, and 3 for 480p image to video.",
+        ),
+        io.Combo.Input(
+            "solver",
+            options=list(solvers.SAMPLERS),
+            default="unipc",
+            tooltip="unipc and dpmpp are the official second-order solvers, res_multistep too. euler and "
+            "lcm, which draws new noise in every step, suit models distilled to few steps.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=True,
+            tooltip="Seed of the noise: the same seed and settings give the same clip.",
+        ),
+        io.Float.Input(
+            "denoise",
+            default=1.0,
+            min=0.01,
+            max=1.0,
+            step=0.01,
+            tooltip="1 makes a new clip. Below 1 starts from the connected clip: 0.3 changes little.",
+        ),
+    ]
+
+
 def expert_inputs() -> list:
-    """What only a run of A14B's two experts needs."""
+    """The second expert of A14B and where it takes over."""
     return [
         io.Model.Input(
             "low_noise_model",
@@ -40,7 +86,7 @@ def expert_inputs() -> list:
 
 
 def few_step_inputs() -> list:
-    """What chooses a schedule other than by steps and shift, or a part of it."""
+    """A schedule other than by steps and shift, or a part of one."""
     return [
         io.Combo.Input(
             "preset",
@@ -107,46 +153,7 @@ class WanSampler(io.ComfyNode):
                     tooltip="What it should not show. Not needed at guidance 1, where it is not even encoded.",
                 ),
                 io.Latent.Input("latent", tooltip="An empty latent, or an encoded clip (with denoise below 1)."),
-                io.Int.Input("steps", default=30, min=1, max=1000, tooltip="Solver steps. Official: 40 to 50."),
-                io.Float.Input(
-                    "guidance",
-                    default=5.0,
-                    min=1.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Classifier-free guidance scale. 1 halves the work and ignores the negative prompt.",
-                ),
-                io.Float.Input(
-                    "shift",
-                    default=5.0,
-                    min=0.1,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Time shift of the noise schedule. Official: 5, and 3 for 480p image to video.",
-                ),
-                io.Combo.Input(
-                    "solver",
-                    options=list(solvers.SAMPLERS),
-                    default="unipc",
-                    tooltip="unipc and dpmpp are the official second-order solvers, res_multistep too. euler and "
-                    "lcm, which draws new noise in every step, suit models distilled to few steps.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Seed of the noise: the same seed and settings give the same clip.",
-                ),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="1 makes a new clip. Below 1 starts from the connected clip: 0.3 changes little.",
-                ),
+                *schedule_inputs(),
                 *expert_inputs(),
                 *few_step_inputs(),
             ],

@@ -1,4 +1,4 @@
-"""Between pictures and latents."""
+"""Nodes between images and latents."""
 
 from comfy_api.latest import Input, io
 
@@ -8,7 +8,7 @@ from .search import aliases
 
 
 def tile_inputs() -> list[io.Int.Input]:
-    """The two tile widgets of every node that runs the VAE."""
+    """Return the two tile widgets of every node that runs the VAE."""
     tip = "{} of a tile in pixels. 0 in both: as large as the free memory allows. Tiles leave no seams."
     return [
         io.Int.Input("tile_width", default=0, min=0, max=8192, step=16, tooltip=tip.format("Width")),

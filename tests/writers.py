@@ -1,5 +1,6 @@
 """Writes model files in the forms that other programs make, from plain weights."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -102,3 +103,21 @@ def write_parts(path: Path, weights: dict, count: int = 3) -> Path:
     for number, part in enumerate(paths):
         save_file({key: weights[key].contiguous() for key in list(weights)[number::count]}, part)
     return paths[0]
+
+
+def quantise_by_host(weights: dict, form: dict, **options) -> dict:
+    """`weights` with the bulk quantised by the host's own tools, marked as the host marks it.
+
+    form: what the marker says, such as {"format": "nvfp4"}. options: of the host's quantisation.
+    """
+    quant_ops = importlib.import_module("comfy.quant_ops")
+    layout, tensors = quant_ops.QUANT_ALGOS[form["format"]]["comfy_tensor_layout"], {}
+    for name, weight in weights.items():
+        if not name.endswith(BULK):
+            tensors[name] = weight
+            continue
+        quantised = quant_ops.QuantizedTensor.from_float(weight.float(), layout, **options)
+        tensors |= {key: tensor.contiguous() for key, tensor in quantised.state_dict(name).items()}
+        marker = torch.tensor(list(json.dumps(form).encode()), dtype=torch.uint8)
+        tensors[name.removesuffix(".weight") + ".comfy_quant"] = marker
+    return tensors

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from . import family, scenes, whole_clip
 from .trainer import Trainer, cosine
-from wan_model.vae.model import WanVAE
-from wan_model.variants import VAEConfig
+from wan_model.vae import VAEConfig, WanVAE
 
 CONFIG = VAEConfig("2.1", latent_channels=16, dim=16, dec_dim=16)
 STAGES = ((900, 1, 16, 2e-3), (350, 5, 4, 1e-3), (600, 17, 2, 1e-3))  # steps, frames, clips at once, learning rate

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wan_model.vae.causal import AttentionBlock, Downsample, ResidualBlock, Upsample, images, videos
-from wan_model.vae.model import WanVAE
+from wan_model.vae import WanVAE
+from wan_model.vae.blocks import AttentionBlock, ResidualBlock
+from wan_model.vae.convolution import images, videos
+from wan_model.vae.resampling import Downsample, Upsample
 
 
 def encode(vae: WanVAE, video: Tensor) -> Tensor:

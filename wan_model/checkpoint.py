@@ -2,30 +2,26 @@
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .dit.config import DiTConfig
 from .dit.model import dit_shapes
 from .dit.parts import PARTS
 from .messages import Message
-from .vae import make_vae, vae_config
-from .variants import VARIANTS, VAEConfig
+from .vae import VAEConfig, make_vae, vae_config
+from .variants import VARIANTS
 from .weights import ggml, marks, wrappings
-from .weights.archive import read_archive
-from .weights.gguf import read_gguf, read_gguf_header
-from .weights.header import CheckpointError, corrupt, file_format, read_header
+from .weights.files import File, merged, open_files, parts, read, read_on
+from .weights.header import CheckpointError
 from .weights.layouts import LAYOUTS, LORA, OTHERS, PREFIXES, RELATIVES, Layout, assemble, rename
 from .weights.quantisation import (
     COMPANION,
-    MARKER,
     PACKED_MARKER,
     check_marked,
     header_layers,
@@ -33,7 +29,24 @@ from .weights.quantisation import (
     marked_layers,
     quantisation,
 )
-from .weights.tokenizer import spiece_model
+
+__all__ = [
+    "CLIP_VISION",
+    "DIT",
+    "KINDS",
+    "TEXT_ENCODER",
+    "VACE_MODULE",
+    "VAE",
+    "CheckpointError",
+    "Inspection",
+    "expect",
+    "inspect",
+    "load",
+    "load_model",
+    "parts",
+    "read",
+    "recognise",
+]
 
 DIT = tuple(VARIANTS)
 VACE_MODULE = ("vace_module",)
@@ -49,7 +62,6 @@ KINDS = {
 }
 # The weights that stay packed when their file is a GGUF: nearly all of them. The others are small, or read from once.
 STAYS_PACKED = re.compile(r"(vace_)?blocks\.|face_adapter\.fuser_blocks\.|token_embedding\.")
-PART = re.compile(r"-(?P<number>\d+)-of-(?P<count>\d{1,5})(?P<ending>\.\w+)$")
 
 # Models built on Wan that this pack does not run.
 UNSUPPORTED = tuple(row for row in RELATIVES if not any(re.search(row[0], part.mark) for part in PARTS.values()))
@@ -86,117 +98,22 @@ class Inspection:
     elsewhere: bool = False
 
 
-class _File(NamedTuple):
-    """One file with its header read: tensors without values (markers with), texts, a GGUF's format, how to read on."""
-
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-    packed_as: str | None
-    read: Callable[[], dict[str, Tensor | ggml.Packed]]
-
-
-def parts(path: str | PathLike) -> list[Path]:
-    """The files that `path` stands for: all parts of a model in parts, such as x-00001-of-00006.safetensors.
-
-    Raises CheckpointError where one of them is missing.
-    """
-    path = Path(path)
-    part = PART.search(path.name)
-    if part is None:
-        return [path]
-    paths = []
-    for number in range(1, int(part["count"]) + 1):
-        name = f"{path.name[: part.start()]}-{number:0{len(part['number'])}}-of-{part['count']}{part['ending']}"
-        paths.append(path.with_name(name))
-        if not paths[-1].is_file():
-            raise CheckpointError(
-                f"{path.name} is one of {part['count']} parts and {name} is missing: put it beside it."
-            )
-    return paths or [path]
-
-
 def inspect(path: str | PathLike) -> Inspection:
     """Recognise a weights file, or a model in parts, by the names and shapes in it; no weight is read.
 
     Raises CheckpointError for a file that is missing or damaged, is no weights file, or is a Wan model with sizes that
     contradict one another, weights that are missing or weights that no such model has.
     """
-    return _recognise_files(Path(path), _open(path))
+    return _recognise_files(Path(path), open_files(path))
 
 
-def read(path: str | PathLike) -> dict[str, Tensor | ggml.Packed]:
-    """The tensors of a weights file, or of a model in parts, by their names in the file, memory-mapped.
-
-    Raises CheckpointError for a file that is missing or damaged or is no weights file.
-    """
-    return _read_on(_open(path))
-
-
-def _open(path: str | PathLike) -> dict[Path, _File]:
-    """Read the header of each part of the model `path`."""
-    return {part: _OPENERS[file_format(part)](part) for part in parts(path)}
-
-
-def _recognise_files(path: Path, files: Mapping[Path, _File]) -> Inspection:
-    tensors, metadata = {}, {}
-    for part, file in files.items():
-        _merge(tensors, file.tensors, part)
-        metadata |= file.metadata
-    packed_as = next((file.packed_as for file in files.values() if file.packed_as), None)
+def _recognise_files(path: Path, files: Mapping[Path, File]) -> Inspection:
+    tensors, metadata, packed_as = merged(files)
     try:
         found = recognise(tensors, metadata)
     except ValueError as error:
         raise CheckpointError(f"{path.name}: {error}") from None
     return replace(found, quantisation=f"gguf_{packed_as.lower()}") if packed_as else found
-
-
-def _read_on(files: Mapping[Path, _File]) -> dict[str, Tensor | ggml.Packed]:
-    tensors = {}
-    for part, file in files.items():
-        _merge(tensors, file.read(), part)
-    return tensors
-
-
-def _merge(tensors: dict, more: dict, part: Path) -> None:
-    twice = next((name for name in more if name in tensors), None)
-    if twice is not None:
-        raise corrupt(part, f"it repeats {twice[:80]!r} of another part of the model")
-    tensors |= more
-
-
-def _open_archive(path: Path) -> _File:
-    tensors = read_archive(path)
-    return _File({name: tensor.to("meta") for name, tensor in tensors.items()}, {}, None, lambda: tensors)
-
-
-def _open_gguf(path: Path) -> _File:
-    header = read_gguf_header(path)
-    model = spiece_model(header.fields)
-
-    def read_tensors():
-        tokenizer = {"spiece_model": torch.frombuffer(bytearray(model), dtype=torch.uint8)} if model else {}
-        return read_gguf(path, header.places) | tokenizer
-
-    tokenizer = {"spiece_model": torch.empty(0, device="meta")} if model else {}
-    return _File(header.tensors | tokenizer, marks.gguf_metadata(header.fields), header.format, read_tensors)
-
-
-def _open_safetensors(path: Path) -> _File:
-    header = read_header(path)
-
-    def read_tensors(names=tuple(header.tensors)):
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in names}
-        except SafetensorError as error:
-            raise corrupt(path, str(error)) from None
-
-    markers = [name for name in header.tensors if name.endswith(MARKER)]  # a few bytes each: what the weights are
-    tensors = header.tensors | (read_tensors(markers) if markers else {})
-    return _File(tensors, header.metadata, None, read_tensors)
-
-
-_OPENERS = {"torch": _open_archive, "gguf": _open_gguf, "safetensors": _open_safetensors}
 
 
 def recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Inspection:
@@ -276,7 +193,7 @@ def load_model(path: str | PathLike) -> tuple[dict[str, Tensor], Inspection]:
     (a key of `ggml.FORMATS`) beside it.
     Raises CheckpointError as `inspect` does, and for a file that holds another model.
     """
-    path, files = Path(path), _open(path)
+    path, files = Path(path), open_files(path)
     found = _recognise_files(path, files)
     if found.elsewhere:
         raise CheckpointError(_elsewhere(path, found))
@@ -284,7 +201,7 @@ def load_model(path: str | PathLike) -> tuple[dict[str, Tensor], Inspection]:
         raise CheckpointError(f"{path.name} holds {found.holds}, not a part of Wan: choose another file.")
     for note in found.notes:
         logging.warning("%s: %s", path.name, note)
-    tensors, state_dict = _read_on(files), {}
+    tensors, state_dict = read_on(files), {}
     for name, official in found.names.items():
         value = tensors[name]
         if not isinstance(value, ggml.Packed):
@@ -339,6 +256,8 @@ def _marked(tensors: Mapping[str, Tensor]) -> dict[str, dict]:
 
 def _left_out(tensors: Mapping[str, Tensor], expected: set[str] | None, variant: str) -> set[str]:
     """Names that are no part of the model. Raises ValueError for weights that are missing or of another network."""
+    if variant in VACE_MODULE:
+        return {name for name in tensors if not name.startswith("vace_")}
     if expected is None:
         return set()
     missing = sorted(expected - tensors.keys())

@@ -1,4 +1,4 @@
-"""IMAGE and MASK inputs on their way into the VAE: checked, fitted to a clip's size, and made frame by frame."""
+"""IMAGE and MASK inputs for the VAE: checked, fitted to a clip's size, and made frame by frame."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ...wan_model.variants import TIME_STRIDE
+from ..vae.pixels import USUAL, with_channels
 from ..vae.vae import HostVAE, encode
 
 GREY = 0.5  # of [0, 1]: 0 for the VAE, the official filling of unknown frames
@@ -17,13 +18,13 @@ UNMENTIONED = 0.05  # part of a picture that may be cropped without a word
 
 
 def check(images: torch.Tensor, title: str, width: int, height: int) -> None:
-    """Raises ValueError where `images` (N, H, W, C) cannot be frames of a clip of width x height.
+    """Raise ValueError if `images` (N, H, W, C) cannot be frames of a clip of width x height.
 
-    They cannot where there are none, with other channels than grey, RGB or RGBA, and with sides too short or too
-    different. title: the input for the message, as "start_image of WanConditioning".
+    They cannot if there are none, if they are not grey, RGB or RGBA, and if their sides are too short or their
+    proportions too different. title: the input for the message, as "start_image of WanConditioning".
     """
     frames, rows, columns, channels = images.shape
-    if frames == 0 or channels not in (1, 3, 4):
+    if frames == 0 or channels not in USUAL:
         raise ValueError(
             f"{title} has {frames} frames of {channels} channels, it takes 1 or more of 1, 3 or 4: connect RGB images."
         )
@@ -36,13 +37,13 @@ def check(images: torch.Tensor, title: str, width: int, height: int) -> None:
 
 
 def rgb(images: torch.Tensor, title: str, width: int, height: int) -> torch.Tensor:
-    """`images` as RGB (N, H, W, 3) without a copy: grey is repeated, alpha is left out. Raises as `check`."""
+    """Return `images` as RGB (N, H, W, 3) without a copy: grey is repeated, alpha is dropped. Raises as `check`."""
     check(images, title, width, height)
-    return images.expand(-1, -1, -1, 3) if images.shape[-1] == 1 else images[..., :3]
+    return with_channels(images, 3)
 
 
 def lost(title: str, images: torch.Tensor | None, width: int, height: int) -> list[str]:
-    """What to tell of the part of `images` (N, H, W, C) that `fit` crops; nothing where it is little or none."""
+    """Return a note about the part of `images` (N, H, W, C) that `fit` crops, none if it is small."""
     if images is None:
         return []
     rows, columns = images.shape[1:3]
@@ -55,7 +56,7 @@ def lost(title: str, images: torch.Tensor | None, width: int, height: int) -> li
 
 
 def fit(images: torch.Tensor, width: int, height: int) -> Iterator[torch.Tensor]:
-    """Pieces (1, C, t, height, width) of frames (N, H, W, C), scaled to cover the clip and cropped about the centre.
+    """Yield pieces (1, C, t, height, width) of frames (N, H, W, C), scaled to cover the clip and centre-cropped.
 
     The scaling is the host's own, as its Wan nodes do it.
     """
@@ -65,7 +66,7 @@ def fit(images: torch.Tensor, width: int, height: int) -> Iterator[torch.Tensor]
 
 
 def fit_inside(image: torch.Tensor, width: int, height: int) -> torch.Tensor:
-    """One frame (H, W, 3) as (1, 3, 1, height, width), whole and centred on white (`prepare_source` of wan/vace.py)."""
+    """Return one frame (H, W, 3) as (1, 3, 1, height, width), uncropped on white (`prepare_source` of wan/vace.py)."""
     rows, columns = image.shape[:2]
     if columns * height > rows * width:
         rows, columns = rows * width // columns, width
@@ -79,14 +80,14 @@ def fit_inside(image: torch.Tensor, width: int, height: int) -> torch.Tensor:
 
 
 def fill(value: float, frames: int, shape: tuple[int, int, int]) -> Iterator[torch.Tensor]:
-    """Pieces (1, C, t, H, W) of `frames` frames of one `value`; shape: (C, H, W)."""
+    """Yield pieces (1, C, t, H, W) of `frames` frames of one `value`; shape: (C, H, W)."""
     channels, height, width = shape
     for done in range(0, frames, TIME_STRIDE):
         yield torch.full((1, channels, min(TIME_STRIDE, frames - done), height, width), value)
 
 
 def encode_pieces(vae, pieces: Iterator[torch.Tensor], frames: int, tile) -> torch.Tensor:
-    """Latent (1, C, t, h, w) of a clip of `frames` frames that comes in pieces (1, 3, t, H, W) in [0, 1].
+    """Return the latent (1, C, t, h, w) of a clip of `frames` frames that comes in pieces (1, 3, t, H, W) in [0, 1].
 
     A VAE of this pack encodes while the pieces are made; one of the host needs them all. tile: as in
     `HostVAE.decode`.
@@ -94,6 +95,7 @@ def encode_pieces(vae, pieces: Iterator[torch.Tensor], frames: int, tile) -> tor
     first = next(pieces)
     pieces = chain([first], pieces)
     if isinstance(vae, HostVAE):
-        return torch.cat(list(vae.encode_chunks(pieces, (1, 3, frames, *first.shape[-2:]), tile)), dim=2)
+        chunks = (with_channels(piece.movedim(1, -1), vae.output_channels).movedim(-1, 1) for piece in pieces)
+        return torch.cat(list(vae.encode_chunks(chunks, (1, 3, frames, *first.shape[-2:]), tile)), dim=2)
     whole = torch.cat(list(pieces), dim=2)  # (1, 3, T, H, W)
     return encode(vae, whole[0].movedim(0, -1), tile)  # (T, H, W, 3)

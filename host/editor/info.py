@@ -15,10 +15,10 @@ def describe(folder: str, name: str) -> dict[str, object]:
     """What the file `name` of the model folder `folder` holds; no weight is read.
 
     Always `file`, `holds` and `bytes` (of all its parts, which is what its weights take in memory as they are); for a
-    part of Wan also `variant`, `layout`, `precision` and `parameters`; for a DiT and a VAE `channels` of their latents;
-    for a DiT `size`, `vae`, `text_encoder` and `clip_vision`, the files that go with it; for a VAE, of the clips of its
-    models, `frame_rate` and `side_step`, the pixels that sides are multiples of. Raises ValueError for another folder,
-    a name that is not in it and a file that is damaged.
+    part of Wan also `variant`, `layout`, `precision`, `parameters` and `notes`, sentences on what of the file is left
+    out; for a DiT and a VAE `channels` of their latents; for a DiT `size`, `vae`, `text_encoder` and `clip_vision`, the
+    files that go with it; for a VAE, of the clips of its models, `frame_rate` and `side_step`, the pixels that sides
+    are multiples of. Raises ValueError for another folder, a name that is not in it and a file that is damaged.
     """
     if folder not in FOLDERS:
         raise ValueError(f"'{folder[:80]}' is no folder of Wan models: give one of {', '.join(FOLDERS)}.")
@@ -31,11 +31,13 @@ def describe(folder: str, name: str) -> dict[str, object]:
     by_type = {}
     for tensor in weights.values():
         by_type[tensor.dtype] = by_type.get(tensor.dtype, 0) + tensor.numel()
+    forms = ", ".join(sorted({str(form.get("format")) for form in found.layers.values()}))
     info |= {
         "variant": found.variant,
         "layout": found.layout,
-        "precision": found.quantisation or str(max(by_type, key=by_type.get)).removeprefix("torch."),
+        "precision": forms or found.quantisation or str(max(by_type, key=by_type.get)).removeprefix("torch."),
         "parameters": sum(by_type.values()),
+        "notes": list(found.notes),
     }
     if found.variant in checkpoint.DIT:
         config = found.config
@@ -66,4 +68,5 @@ def sentence(info: dict[str, object]) -> str:
             f"Size {info['size']}. Goes with {info['vae']}, {info['text_encoder']} and "
             f"{info['clip_vision'] or 'no CLIP vision'}."
         )
+    lines += info.get("notes", [])
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from ...wan_model.messages import Message, message_of
 from .. import files
 from ..clips import conditioning, vace
 from ..encoders import clip
-from ..model import lora
+from ..model import lora, precision
 from ..sampling import checks, experts
 from ..vae import vae as host_vae
 
@@ -117,7 +117,7 @@ def loader(node: str, kinds: tuple[str, ...], folder: str, widget: str, note: st
 
 def check_file(kinds: tuple[str, ...], node: str, file: str) -> None:
     """As `validate_inputs` of the loader `node`. file: path of what is chosen in it."""
-    checkpoint.expect(file, kinds, node)
+    precision.expect(file, kinds, node)
 
 
 def check_sampler(model: Dit | None = None, low_noise_model: Dit | None = None, vae: int | None = None) -> None:

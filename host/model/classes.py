@@ -14,7 +14,7 @@ import torch
 
 from ...wan_model.dit.config import DiTConfig
 from ...wan_model.variants import PATCH, VARIANTS
-from . import conditions, memory, precision
+from . import conditions, memory, packed, precision
 from .dit import HostDiT
 
 
@@ -52,6 +52,8 @@ class HostModel:
             logging.warning("%s reads no CLIP vision: what WanClipVision gave is ignored.", self.source)
         if "context_latents" in self.reads and (sources := kwargs.get("context_latents")) is not None:
             conds["context_latents"] = comfy.conds.CONDList([self.process_latent_in(source) for source in sources])
+        if "camera" in self.reads and (rays := kwargs.get("camera_conditions")) is not None:
+            conds["camera_conditions"] = comfy.conds.CONDRegular(rays)
         return conds
 
     def extra_conds_shapes(self, **kwargs):
@@ -66,6 +68,11 @@ class HostModel:
         if "vace_context" in self.reads:  # an empty one where none is given
             shapes["vace_context"] = [1, len(kwargs.get("vace_frames") or [None])]
         return shapes
+
+    def state_dict_for_saving(self, *arguments, **options):
+        """What the host writes to a file: `packed.with_values`."""
+        saved = super().state_dict_for_saving(*arguments, **options)
+        return packed.with_values(self.diffusion_model, saved, self.compute_dtype)
 
     def memory_required(self, input_shape, cond_shapes=None):
         """Bytes to keep free for latents of `input_shape` (B, C, F, H, W): `memory.needed`."""

@@ -8,19 +8,32 @@ import torch
 from ...wan_model.variants import PATCH
 
 NAMES = {
+    "audio_embed": "audio",
+    "audio_inject_scale": "audio_scale",
+    "camera_conditions": "camera",
     "clip_fea": "clip_fea",
     "clip_fea_pose": "clip_fea_pose",
+    "clip_fea_ref": "clip_fea_ref",
     "context_latents": "context_latents",
     "context_pose": "context_pose",
     "face_pixel_values": "face",
+    "fps": "frame_rate",
     "pose_latents": "pose_latents",
     "pose_strength": "pose_strength",
-    "reference_strength": "reference_strength",
+    "ref_mask_flag": "is_animation",
+    "ref_mask_latents": "ref_masks",
     "reference_latent": "ref_latent",
+    "reference_strength": "reference_strength",
+    "sam_latents": "pose_masks",
     "time_dim_concat": "subject_latents",
     "vace_context": "vace_context",
     "vace_strength": "vace_scale",
 }
+
+
+LATENTS = frozenset(  # conditions of shape (B, C, F, H, W)
+    ("context_latents", "motion_latents", "pose_latents", "pose_masks", "ref_latent", "ref_latents", "ref_masks")
+)
 
 
 def given(arguments: Mapping[str, object], reads: frozenset[str]) -> dict[str, object]:
@@ -42,10 +55,16 @@ def shapes(cond_shapes: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, Sequ
     """Return the largest shape of each condition by our name, from the shapes that the host collects of a run."""
     found = {NAMES.get(theirs, theirs): theirs for theirs, given in cond_shapes.items() if given}
     largest = {ours: max(cond_shapes[theirs], key=math.prod) for ours, theirs in found.items()}
-    if len(largest.get("ref_latent", ())) == 4:
-        batch, channels, *sides = largest["ref_latent"]
-        largest["ref_latent"] = (batch, channels, 1, *sides)
-    if "context_latents" in largest:  # the host counts the values of all sources together
-        batch, channels, values = largest["context_latents"]
-        largest["context_latents"] = [(batch, channels, 1, PATCH[1], values // PATCH[1])]
+    largest |= {ours: _of_latent(largest[ours]) for ours in LATENTS & largest.keys()}
+    if "context_latents" in largest:
+        largest["context_latents"] = [largest["context_latents"]]
     return largest
+
+
+def _of_latent(shape: Sequence[int]) -> Sequence[int]:
+    """Return the shape (B, C, F, H, W) where the host leaves out the axis of a single frame, or counts all values."""
+    if len(shape) == 4:
+        return (*shape[:2], 1, *shape[2:])
+    if len(shape) == 3:
+        return (*shape[:2], 1, PATCH[1], shape[2] // PATCH[1])
+    return shape

@@ -9,9 +9,10 @@ import comfy.patcher_extension
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
+from ...wan_model.dit.layers import TORCH
 from ...wan_model.dit.model import WanDiT
 from ...wan_model.dit.runtime import Runtime
-from . import attention, conditions, kernels, memory
+from . import attention, conditions, inner, kernels, memory
 
 AXES = "tyx"  # frames, rows and columns, as the host calls them
 
@@ -24,11 +25,12 @@ class HostRuntime(Runtime):
     latent: torch.Tensor | None = None
 
 
-class HostDiT(WanDiT):
-    """`WanDiT` with the forward that the host's model classes and its patch nodes expect."""
+class HostDiT(WanDiT, inner.InnerNetwork):
+    """`WanDiT` with the forward that the host's model classes and its patch nodes expect, and its inner interface."""
 
-    def __init__(self, config, **options):
-        super().__init__(config, **options)
+    def __init__(self, config, *, ops, **options):
+        super().__init__(config, ops=ops, **options)
+        inner.dress(self, config, ops)
         self.reads = frozenset(name for part in config.parts for name in part.conditions)
 
     def forward(self, x, timestep, context, clip_fea=None, time_dim_concat=None, transformer_options=None, **kwargs):
@@ -51,16 +53,15 @@ class HostDiT(WanDiT):
 
         Raise FloatingPointError if that does not help.
         """
-        kwargs |= {"clip_fea": clip_fea, "time_dim_concat": time_dim_concat}
-        given = conditions.given({name: value for name, value in kwargs.items() if value is not None}, self.reads)
-        v = self.predict(x, timestep, context, transformer_options, given)
+        arguments = (x, timestep, context, clip_fea, time_dim_concat)
+        v = self.predict(*arguments, transformer_options, **kwargs)
         if is_finite(v):
             return v
         logging.warning(
             "%s: the result was not finite and is computed again with exact attention.", step(transformer_options)
         )
         options = transformer_options | {attention.OVERRIDE: attention.exact}
-        v = self.predict(x, timestep, context, options, given)
+        v = self.predict(*arguments, options, **kwargs)
         if not is_finite(v):
             raise FloatingPointError(
                 f"{step(transformer_options)}: the model's result is not finite, even with exact attention, in "
@@ -68,22 +69,40 @@ class HostDiT(WanDiT):
             )
         return v
 
-    def predict(self, x, timestep, context, transformer_options, given):
-        """One pass through the network with the host's patches. given: the conditions, by our names."""
+    def predict(self, x, timestep, context, clip_fea, time_dim_concat, transformer_options, **kwargs):
+        """One pass through the network, through the host's steps where another pack replaces one of them."""
+        inner.check_control(self)
+        if any(inner.is_own(self, name) for name in inner.STEPS):
+            return self._forward(x, timestep, context, clip_fea, time_dim_concat, transformer_options, **kwargs)
+        kwargs |= {"clip_fea": clip_fea, "time_dim_concat": time_dim_concat}
+        return self.pass_through(x, timestep, context, transformer_options, kwargs)
+
+    def forward_orig(self, x, t, context, clip_fea=None, freqs=None, transformer_options=None, **kwargs):
+        """The host's step of this name, which other packs wrap. freqs: rotations of all tokens, or None."""
+        options = {} if transformer_options is None else transformer_options
+        return self.pass_through(x, t, context, options, kwargs | {"clip_fea": clip_fea}, freqs)
+
+    def pass_through(self, x, timestep, context, transformer_options, arguments, freqs=None):
+        """One pass with the host's patches. arguments: conditions, by the host's names. freqs: as in `forward_orig`."""
+        given = conditions.given({name: value for name, value in arguments.items() if value is not None}, self.reads)
         transformer_options["grid_sizes"] = (x.shape[2], math.ceil(x.shape[3] / 2), math.ceil(x.shape[4] / 2))
         transformer_options["total_blocks"] = self.config.layers
         transformer_options["block_type"] = "double"
         if "text_as_image" in self.reads and "clip_fea" not in given:
             given = given | {"text_as_image": True}
-        return super().forward(x, timestep, context, runtime=self.runtime(x, transformer_options, given), **given)
+        return super().forward(
+            x, timestep, context, runtime=self.runtime(x, transformer_options, given, freqs), **given
+        )
 
-    def runtime(self, x, transformer_options, given) -> HostRuntime:
+    def runtime(self, x, transformer_options, given, freqs=None) -> HostRuntime:
         """Where and how a forward runs: by the host's attention, kernels and patches, in chunks that fit."""
-        rope = transformer_options.get("rope_options") or {}
+        rope, chosen = transformer_options.get("rope_options") or {}, kernels.choose(x)
+        if (table := inner.rope_table(self, x, transformer_options, freqs)) is not None:
+            chosen = dataclasses.replace(chosen, rope_table=table, rotate=TORCH.rotate)
         return HostRuntime(
             attention=self_attention(transformer_options),
             cross_attention=cross_attention(transformer_options),
-            kernels=kernels.choose(x),
+            kernels=chosen,
             chunk=memory.chunk_on(
                 *(x.device, self.config, x.shape, x.dtype),
                 shapes=conditions.shapes_of(given),
@@ -97,9 +116,15 @@ class HostDiT(WanDiT):
 
     def run_blocks(self, draft):
         """All blocks, with the host's block patches."""
-        run = BlockRunner(draft.runtime.options, draft.runtime.latent, draft.front_tokens)
+        of_host = draft.runtime.options, draft.runtime.latent, draft.front_tokens
+        run = BlockRunner(*of_host, flat_time="vace_context" in self.reads)
         draft.runtime = dataclasses.replace(draft.runtime, run_block=run)
+        draft.after_text[:0] = run.after_text  # also in the blocks of VACE, as in the host's
         return super().run_blocks(draft)
+
+    def run_head(self, head, x, time, chunk):
+        """As in `WanDiT`; another pack's head takes what the host gives it."""
+        return head(x, time) if inner.is_replaced(head) else super().run_head(head, x, time, chunk)
 
     def time_modulation(self, t: torch.Tensor) -> torch.Tensor:
         """Return what all blocks read of the timesteps `t` (N,) in 0..1000: float32 (N, 6 * dim)."""
@@ -122,7 +147,7 @@ def step(transformer_options) -> str:
 
 def self_attention(transformer_options):
     """Return the host's selected attention, followed by its `attn1_patch` patches."""
-    patches = transformer_options.get("patches", {}).get("attn1_patch", ())
+    patches = inner.served_patches(transformer_options, "attn1_patch")
 
     def attend(q, k, v, heads):
         out = optimized_attention(q, k, v, heads=heads, transformer_options=transformer_options)
@@ -149,26 +174,34 @@ class BlockRunner:
     """`run_block` of a `Runtime`: cancel between blocks, and the host's block patches and replacements.
 
     latent: what the host calls the model's input, passed on to the patches. offset: tokens before the clip's.
+    flat_time: whether the host's network has no axis for the rows of the time embedding.
     """
 
-    def __init__(self, options: dict, latent: torch.Tensor, offset: int):
-        self.options, self.latent, self.offset = options, latent, offset
-        patches = options.get("patches", {})
-        self.after_text = tuple(self.on_text(patch) for patch in patches.get("attn2_patch", ()))
-        self.after_block = patches.get("double_block", ())
+    def __init__(self, options: dict, latent: torch.Tensor, offset: int, flat_time: bool):
+        self.options, self.latent, self.offset, self.flat_time = options, latent, offset, flat_time
+        self.after_text = tuple(self.on_text(patch) for patch in inner.served_patches(options, "attn2_patch"))
+        self.after_block = inner.served_patches(options, "double_block")
         self.replacements = options.get("patches_replace", {}).get("dit", {})
 
     def __call__(self, index, block, x, inputs):
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.options["block_index"] = index
-        if self.after_text:
-            inputs = dataclasses.replace(inputs, after_text=(*self.after_text, *inputs.after_text))
         replacement = self.replacements.get(("double_block", index))
-        x = block(x, inputs) if replacement is None else self.replaced(replacement, block, x, inputs)
+        x = self.run(block, x, inputs) if replacement is None else self.replaced(replacement, block, x, inputs)
         for patch in self.after_block:
-            arguments = {"img": x, "x": self.latent, "vec": inputs.time.to(x.dtype), "block_index": index}
+            arguments = {"img": x, "x": self.latent, "vec": self.of_host(inputs.time).to(x.dtype), "block_index": index}
             x = patch({**arguments, "img_offset": self.offset, "transformer_options": self.options})["img"]
         return x
+
+    def run(self, block, x, inputs):
+        """Return what a block makes of x: called as ours, or as the host's where another pack replaces some of it."""
+        if inner.is_altered(block):
+            return block(x, **inner.as_the_host_calls(inputs, self.options))
+        return block(x, inputs)
+
+    def of_host(self, rows):
+        """Return `rows` (B, R, ...) of the time embedding as the host's network has them."""
+        return rows.squeeze(1) if self.flat_time else rows
 
     def on_text(self, patch):
         """Return the host's `attn2_patch` as a function of a block and x."""
@@ -176,11 +209,19 @@ class BlockRunner:
 
     def replaced(self, replacement, block, x, inputs):
         """Return what a patch makes of a block's input; it can ask for the block itself."""
+        context, images = inner.joined_context(inputs)
+        arguments = {"img": x, "txt": context, "vec": self.of_host(inputs.e), "pe": inner.host_rope(inputs.rope)}
 
         def original_block(args):
-            changed = dataclasses.replace(inputs, context=args["txt"], e=args["vec"], rope=args["pe"])
-            return {"img": block(args["img"], changed)}
+            changed = inputs
+            if args["txt"] is not context:
+                changed = inner.with_context(changed, args["txt"], images)
+            if args["vec"] is not arguments["vec"]:
+                e = args["vec"].unsqueeze(1) if self.flat_time else args["vec"]
+                changed = dataclasses.replace(changed, e=e)
+            if args["pe"] is not arguments["pe"]:
+                changed = inner.with_rope(changed, args["pe"])
+            return {"img": self.run(block, args["img"], changed)}
 
-        arguments = {"img": x, "txt": inputs.context, "vec": inputs.e, "pe": inputs.rope}
-        arguments["transformer_options"] = self.options
-        return replacement(arguments, {"original_block": original_block})["img"]
+        own = {"transformer_options": self.options}
+        return replacement(arguments | own, {"original_block": original_block})["img"]

@@ -15,6 +15,7 @@ from ..observe import preview, timing
 from . import attention as host_attention
 from . import compiled, offload, packed, precision
 from .classes import configuration, model_class
+from .packed_patcher import PackedPatcher
 
 
 def load(
@@ -104,7 +105,7 @@ def make_patcher(model, device, offload_device, disable_dynamic: bool = False) -
         patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
     is_plain = patcher_class is comfy.model_patcher.ModelPatcher
     if packed.holds_packed(model) or (is_plain and packed.holds_quantised(model)):
-        patcher_class = packed.PackedPatcher
+        patcher_class = PackedPatcher
     elif is_plain:
         patcher_class = offload.MappedPatcher
     return patcher_class(model, load_device=device, offload_device=offload_device)

@@ -1,6 +1,5 @@
 """LoRAs as patches of a MODEL, with a count of what they changed."""
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from ...wan_model import checkpoint
 from ...wan_model.messages import Message
 from ...wan_model.weights import lora as names
+from ...wan_model.weights.lora_forms import change_shape
 
 SHOWN = 5  # unmatched names that a message spells out
 ATTACHMENT = "wan_loras"  # of a MODEL: the names of the LoRA files on it
@@ -43,27 +43,17 @@ def apply(model, path: str, strength: float) -> tuple[object, Report]:
     title = os.path.basename(path)
     tensors = checkpoint.read(path)
     shapes = parameter_shapes(model.model.diffusion_model)
-    groups, fitting, unmatched = match(title, tensors, shapes)
-    lora = {place + suffix: tensor for place, group in fitting.items() for suffix, tensor in group.items()}
-    keys = {place: f"diffusion_model.{place}" + (".weight" if f"{place}.weight" in shapes else "") for place in fitting}
-    patches = comfy.lora.load_lora(lora, keys, log_missing=False)
-    layers = {name.rpartition(".")[0] for name in shapes}
-    used = {
-        place
-        for place, group in fitting.items()
-        if {keys[place], f"diffusion_model.{place}.bias"} & patches.keys() and (place in layers or ".diff" in group)
-    }
-    if not used:
-        raise ValueError(_other_model(title, tensors))
-    matched = sum(len(fitting[place]) for place in used)
-    for place in groups.keys() - used:
-        unmatched += [place + suffix for suffix in groups[place]]
-    clone = model.clone()
+    changes, unmatched = match(title, tensors, shapes)
+    clone, layers = model.clone(), {name.rpartition(".")[0] for name in shapes}
     clone.set_attachments(ATTACHMENT, (*names_on(model), title))
-    clone.add_patches({key: patch for key, patch in patches.items() if key.endswith((".weight", ".bias"))}, strength)
-    for place in used - layers:
-        _patch_lone(clone, keys[place], fitting[place][".diff"], strength)
-    return clone, Report(title, strength, matched, sorted(unmatched))
+    for change in changes:
+        key = f"diffusion_model.{change.parameter}"
+        if change.parameter == change.place and change.place not in layers:
+            _patch_lone(clone, key, change, strength)
+        else:
+            clone.add_patches({key: _patch(change, key, shapes[change.parameter])}, strength)
+    matched = {name for change in changes for name in change.names}
+    return clone, Report(title, strength, len(matched), sorted(unmatched))
 
 
 def names_on(model) -> tuple[str, ...]:
@@ -71,18 +61,30 @@ def names_on(model) -> tuple[str, ...]:
     return model.attachments.get(ATTACHMENT, ())
 
 
-def match(title: str, tensors: Mapping, shapes: Mapping) -> tuple[names.Groups, names.Groups, list[str]]:
-    """(tensors by the place that they change, those of places with their shape, names without a place).
+def match(title: str, tensors: Mapping, shapes: Mapping) -> tuple[list[names.Change], list[str]]:
+    """`names.changes` of the LoRA file `title`.
 
-    shapes: `parameter_shapes` of the model. Raises ValueError where the LoRA `title` is for another size or model.
+    shapes: `parameter_shapes` of the model. Raises ValueError where the LoRA is for another size or model.
     """
-    groups, unmatched = names.group(tensors, shapes)
-    fitting = {place: group for place, group in groups.items() if _fits(group, _shape(shapes, place))}
-    if not groups:
-        raise ValueError(_other_model(title, tensors))
-    if not fitting:
-        raise ValueError(_other_size(title, groups, shapes))
-    return groups, fitting, unmatched
+    changes, unmatched = names.changes(tensors, shapes)
+    if not changes:
+        groups, _ = names.group(tensors, shapes)
+        raise ValueError(_other_size(title, groups, shapes) or _other_model(title, tensors))
+    return changes, unmatched
+
+
+def _patch(change: names.Change, key: str, shape: tuple[int, ...]):
+    """The host's patch for a change of the parameter `key`."""
+    if change.kind != "adapter":
+        (tensor,) = change.tensors.values()
+        return change.kind, (tensor.reshape(shape),)
+    tensors = dict(change.tensors)
+    if ".dora_scale" in tensors and tensors[".dora_scale"].ndim == 1:
+        tensors[".dora_scale"] = tensors[".dora_scale"].reshape(-1, *[1] * (len(shape) - 1))  # (rows, 1, ...)
+    if ".oft_blocks" in tensors:
+        tensors.setdefault(".alpha", torch.zeros(()))  # no bound on the rotation; the host needs the number
+    named = {change.place + suffix: tensor for suffix, tensor in tensors.items()}
+    return comfy.lora.load_lora(named, {change.place: key}, log_missing=False)[key]
 
 
 def parameter_shapes(module) -> dict[str, tuple[int, ...]]:
@@ -96,20 +98,17 @@ def parameter_shapes(module) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _patch_lone(clone, key, difference, strength) -> None:
-    """Adds to a parameter that lies in no layer, such as a modulation: the host's patcher passes those over."""
+def _patch_lone(clone, key: str, change: names.Change, strength: float) -> None:
+    """Changes a parameter that lies in no layer, such as a modulation: the host's patcher passes those over."""
     parameter = clone.get_model_object(key)
-    changed = parameter.float() + strength * difference.to(parameter.device).float()
+    (tensor,) = change.tensors.values()
+    tensor = tensor.reshape(parameter.shape).to(parameter.device).float()
+    changed = tensor if change.kind == "set" else parameter.float() + strength * tensor
     clone.add_object_patch(key, torch.nn.Parameter(changed.to(parameter.dtype), requires_grad=False))
 
 
 def _shape(shapes, place):
     return shapes.get(f"{place}.weight", shapes.get(place))
-
-
-def _fits(group, shape) -> bool:
-    change = names.change_shape(group)
-    return change is None or shape is None or change == (shape[0], math.prod(shape[1:]))
 
 
 def _other_model(title, tensors) -> Message:
@@ -120,10 +119,13 @@ def _other_model(title, tensors) -> Message:
     )  # fmt: skip
 
 
-def _other_size(title, groups, shapes) -> Message:
-    place = next(place for place in groups if not _fits(groups[place], _shape(shapes, place)))
-    change, shape = names.change_shape(groups[place]), _shape(shapes, place)
-    width, own = next((side for side in change if side in names.SIZES), min(change)), shapes["head.modulation"][-1]
+def _other_size(title, groups, shapes) -> Message | None:
+    own = shapes["head.modulation"][-1]
+    found = ((place, change_shape(group), _shape(shapes, place)) for place, group in groups.items())
+    place, change, shape = next((row for row in found if row[1] and row[2]), (None, None, None))
+    if change is None:
+        return None
+    width = next((side for side in change if side in names.SIZES), min(change))
     if width == own:
         return Message(
             "lora_of_other_shape",

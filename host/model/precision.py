@@ -7,6 +7,7 @@ import comfy.supported_models_base
 import comfy.utils
 import torch
 
+from ...wan_model import checkpoint
 from ...wan_model.dit.model import FLOAT32_NAMES
 from ...wan_model.weights import quantisation
 from . import packed
@@ -102,6 +103,13 @@ def _file_dtype(state_dict, supported):
 def _has_markers() -> bool:
     """Whether this host reads the marker beside each quantised layer, and not a table in the configuration."""
     return not hasattr(comfy.supported_models_base.BASE, "layer_quant_config")
+
+
+def expect(path: str, kinds: tuple[str, ...], node: str) -> checkpoint.Inspection:
+    """`checkpoint.expect`, and `check_forms` of what it finds."""
+    found = checkpoint.expect(path, kinds, node)
+    check_forms(found.layers)
+    return found
 
 
 def check_forms(layers: dict[str, dict]) -> None:

@@ -1,4 +1,4 @@
-"""What a run refuses or warns of before any weight is loaded."""
+"""Refusals and warnings of a run, before any weight is loaded."""
 
 import logging
 from collections.abc import Iterable

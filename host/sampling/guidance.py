@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from ...wan_model.solvers import SIGMA_MAX
+
 KEY = "wan_guidance"  # of the wrapper in the host's options
 
 
@@ -15,7 +17,8 @@ class Settings:
 
     sigma_start, sigma_end: noise levels, 1 to 0, between which there is guidance; outside, the prompt alone is
     predicted, at half the work (https://arxiv.org/abs/2404.07724). cfg_zero: CFG-Zero*'s scale of the unconditional
-    prediction; zero_steps: first steps that leave the noise as it is (https://arxiv.org/abs/2503.18886).
+    prediction; zero_steps: first steps that leave the noise as it is, in runs that begin with noise alone
+    (https://arxiv.org/abs/2503.18886).
     """
 
     sigma_start: float
@@ -35,7 +38,8 @@ def apply(model, settings: Settings):
     def predict_noise(executor, x, sigma, model_options, seed):
         level, guider = float(sigma[0]), executor.class_obj
         sigmas = model_options["transformer_options"]["sample_sigmas"]
-        if level > float(sigmas[min(settings.zero_steps, len(sigmas) - 1)]):
+        is_from_noise = float(sigmas[0]) >= SIGMA_MAX["unipc"]  # not the second of two samplers, nor video to video
+        if is_from_noise and level > float(sigmas[min(settings.zero_steps, len(sigmas) - 1)]):
             return x.clone()  # x0 = x is a velocity of 0
         if settings.sigma_end <= level <= settings.sigma_start:
             return executor(x, sigma, model_options, seed)

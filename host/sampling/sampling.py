@@ -42,7 +42,7 @@ class FlowSampler(comfy.samplers.Sampler):
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
-        """What the host calls with a model loaded and its conditionings prepared; returns the latent it has reached.
+        """Run the steps of the expert at work and return the latent; the host calls this with a model loaded.
 
         A finished run that ends above noise level 0 returns it divided by 1 - sigma, as the host's samplers do.
         """

@@ -12,7 +12,7 @@ TO_THE_END = 10000  # an end_step that no run reaches, as in the host's KSampler
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a run goes through.
+    """The noise levels of a run.
 
     solver: a key of `solvers.SAMPLERS`. sigmas: (n + 1,) float32 noise levels, falling, of n steps. from_noise: whether
     the run begins with noise alone, as official loops do up to one training step below noise level 1; else it begins

@@ -1,4 +1,4 @@
-"""What a run that ends above noise level 0 tells the one that goes on with its latent."""
+"""The note on a latent that still holds noise, for the run that goes on with it."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar

@@ -1,12 +1,12 @@
-"""VAE: our streaming VAE as a VAE of the host.
+"""VAE: the streaming VAE as a VAE of the host.
 
-The host's own nodes call it as any other VAE; the pack's nodes call the same object with tile settings. Frames come out
-of the device as they are decoded, so device memory follows one step and not the clip.
+The host's own nodes call it like any other VAE; the pack's nodes call the same object with tile settings. Frames leave
+the device as they are decoded, so device memory depends on one step and not on the length of the clip.
 """
 
 import logging
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import comfy.model_management
 import comfy.ops
@@ -15,25 +15,28 @@ import comfy.utils
 import torch
 
 from ...wan_model import checkpoint, geometry
+from ...wan_model.kernels.fused import vae_runtime
 from ...wan_model.messages import Message
-from ...wan_model.vae import fit_decode, fit_encode, make_vae, plan_decode, plan_encode, vae_config
+from ...wan_model.vae import Runtime, fit_decode, fit_encode, lay_out, make_vae, plan_decode, plan_encode, vae_config
 from ...wan_model.vae.tiling import MIN_TILE
 from ...wan_model.variants import FAMILIES, TIME_STRIDE
 from ..messages import latents
 from ..model import memory
 from ..model.loading import make_patcher, place
 from ..model.precision import FLOATS
+from .float32 import exact
+from .pixels import with_channels
+from .recovery import RAM, resumed
+from .transfer import off_device
 
 WORKING_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 AUTO = (0, 0)  # tile: chosen from the free memory
 OVERLAP = 8  # part of a tile of the host's own VAE that it blends with the next one
-RAM = torch.device("cpu")
-NO_WORKSPACE = "unable to find an engine"  # how cuDNN says that no way to convolve fits in the free memory
 USABLE = 0.8  # of the free memory: the rest is for the backend's workspaces and for what the estimate misses
 
 
 def load(path: str, decode_dtype: str = "auto", encode_dtype: str = "auto", disable_dynamic: bool = False) -> "HostVAE":
-    """The VAE of a Wan VAE file.
+    """Load a Wan VAE file.
 
     decode_dtype, encode_dtype: keys of `FLOATS`, or "auto": the host's choice for decoding, float32 for encoding, since
     an encoder of lower precision shifts colours. disable_dynamic: as in `model.build`. Raises ValueError for a file
@@ -48,7 +51,7 @@ def load(path: str, decode_dtype: str = "auto", encode_dtype: str = "auto", disa
 def choose_dtypes(
     decode_dtype: torch.dtype | None = None, encode_dtype: torch.dtype | None = None
 ) -> tuple[torch.dtype, torch.dtype]:
-    """What is decoded and what is encoded in: as asked, else the host's choice and float32."""
+    """Return the dtypes of decoding and encoding: as asked, else the host's choice and float32."""
     device = comfy.model_management.vae_device()
     return (
         decode_dtype or comfy.model_management.vae_dtype(device, WORKING_DTYPES),
@@ -57,68 +60,77 @@ def choose_dtypes(
 
 
 def load_patcher(*arguments, **options):
-    """The host patcher of `load`."""
+    """Return the host patcher of `load`."""
     return load(*arguments, **options).patcher
 
 
 class HostVAE(comfy.sd.VAE):
     """A host VAE around `WanVAE`.
 
-    It sets what the host's VAE class sets and replaces whatever runs the network; the host's constructor is not called,
-    since it only knows the host's own networks.
+    It sets the attributes that the host's VAE class sets and replaces the methods that run the network. The host's
+    constructor, which only knows its own networks, is not called.
     """
 
     def __init__(self, state_dict, decode_dtype=None, encode_dtype=None, disable_dynamic=False):
-        config = vae_config(state_dict)
-        stride = config.stride
-        self.config = config
+        self.config = config = vae_config(state_dict)
         self.device = comfy.model_management.vae_device()
         self.output_device = comfy.model_management.intermediate_device()
         self.vae_dtype, self.encode_dtype = choose_dtypes(decode_dtype, encode_dtype)
         self.working_dtypes = WORKING_DTYPES
         self.size = None
 
-        self.latent_channels, self.latent_dim, self.output_channels = config.latent_channels, 3, 3
-        self.downscale_ratio = (lambda frames: max(0, geometry.latent_frames(frames)), stride, stride)
-        self.upscale_ratio = (lambda latents: max(0, geometry.video_frames(latents)), stride, stride)
-        self.downscale_index_formula = self.upscale_index_formula = (TIME_STRIDE, stride, stride)
+        self.latent_channels, self.latent_dim, self.output_channels = config.latent_channels, 3, config.channels
+        down, up = (config.stride,) * 2, (config.decoded_stride,) * 2
+        self.downscale_ratio = (lambda frames: max(0, geometry.latent_frames(frames)), *down)
+        self.upscale_ratio = (lambda latents: max(0, geometry.video_frames(latents)), *up)
+        self.downscale_index_formula, self.upscale_index_formula = (TIME_STRIDE, *down), (TIME_STRIDE, *up)
         self.not_video = self.disable_offload = self.handles_tiling = False
         self.crop_input = True
         self.extra_1d_channel = self.pad_channel_value = self.format_encoded = None
         self.process_input = lambda image: image * 2 - 1
         self.process_output = lambda image: image.add_(1).div_(2).clamp_(0, 1)
-        self.memory_used_decode = lambda shape, dtype: plan_decode(config, shape, None, dtype).peak_bytes
-        self.memory_used_encode = lambda shape, dtype: plan_encode(config, shape, None, dtype).peak_bytes
+        self.memory_used_decode = lambda shape, dtype: self.plan(plan_decode, shape, None, dtype).peak_bytes
+        self.memory_used_encode = lambda shape, dtype: self.plan(plan_encode, shape, None, dtype).peak_bytes
 
         self.first_stage_model = self.build(state_dict)
         offload_device = comfy.model_management.vae_offload_device()
         self.patcher = make_patcher(self.first_stage_model, self.device, offload_device, disable_dynamic)
 
     def build(self, state_dict):
-        """The network, each half in its own dtype."""
+        """Return the network, each half in its own dtype."""
         vae = make_vae(self.config, ops=comfy.ops.manual_cast, dtype=self.vae_dtype, device="meta")
         vae.encoder.to(self.encode_dtype)
         vae.conv1.to(self.encode_dtype)  # the encoder's last convolution; conv2 is the decoder's first
         place(vae, state_dict)
+        lay_out(vae)
         return vae.to(comfy.model_management.vae_offload_device())
 
+    @property
+    def runtime(self) -> Runtime:
+        """Kernels and thresholds for the device."""
+        return vae_runtime(self.device)
+
+    def plan(self, plan, shape, tile, dtype):
+        """Return the `plan_decode` or `plan_encode` of this VAE on its device."""
+        return plan(self.config, shape, tile, dtype, self.runtime)
+
     def vae_output_dtype(self):
-        """The dtype of the host's images."""
+        """Return the dtype of the host's images."""
         return getattr(comfy.model_management, "intermediate_dtype", lambda: torch.float32)()
 
     # What the host's nodes call
 
     def decode(self, samples_in, vae_options=None, tile=AUTO):
-        """Latent (B, C, T, h, w) to images (B, frames, H, W, 3) in [0, 1] on the host's intermediate device.
+        """Decode a latent (B, C, T, h, w) to images (B, frames, H, W, 3) in [0, 1], off the device.
 
-        tile: (height, width) in pixels; 0 stands for the whole frame along that side, `AUTO` for what fits in the
-        free memory.
+        tile: (height, width) in pixels; 0 is the whole frame along that side, `AUTO` the largest that fits in the free
+        memory.
         Raises ValueError for latents of another family or with NaN or infinite values.
         """
         check_latent(self, samples_in)
         batch, _, latents, height, width = samples_in.shape
-        stride, frames = self.config.stride, geometry.video_frames(latents)
-        shape = (batch, frames, height * stride, width * stride, 3)
+        stride, frames = self.config.decoded_stride, geometry.video_frames(latents)
+        shape = (batch, frames, height * stride, width * stride, self.output_channels)
         out = torch.empty(shape, device=self.output_device, dtype=self.vae_output_dtype())
         done = 0
         for chunk in self.decode_chunks(samples_in, tile):
@@ -128,11 +140,13 @@ class HostVAE(comfy.sd.VAE):
 
     def decode_tiled(self, samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
         """`decode` in tiles of latent pixels. Overlaps and time tiles are not read: halos are exact, time streams."""
-        stride = self.config.stride
+        stride = self.config.decoded_stride
         return self.decode(samples, tile=((tile_y or 0) * stride, (tile_x or 0) * stride))
 
     def encode(self, pixel_samples, tile=AUTO):
-        """Images (T, H, W, 3) or (B, T, H, W, 3) in [0, 1] to a latent (B, C, t, h, w); tile as in `decode`.
+        """Encode images (T, H, W, 1, 3 or 4) or (B, T, H, W, ...) in [0, 1] to a latent (B, C, t, h, w).
+
+        tile: as in `decode`.
 
         Frames beyond the last 4n+1 are left out; sides are cropped about the centre to whole latent pixels.
         """
@@ -145,14 +159,14 @@ class HostVAE(comfy.sd.VAE):
         return torch.cat(list(self.encode_chunks(video.split(TIME_STRIDE, dim=2), video.shape, tile)), dim=2)
 
     def crop(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (N, H, W, 3 or more) with their sides cut, about the centre, to whole latent pixels.
+        """Return images (N, H, W, 1, 3 or 4) in this VAE's channels, cropped about the centre to whole latent pixels.
 
-        Raises ValueError where there is none, or nothing is left.
+        Raises ValueError for other channels, for no images, and if nothing is left.
         """
         count, height, width = images.shape[:3]
         if count == 0:
             raise ValueError("There are 0 images, and a clip needs 1 or more: connect images, or another video.")
-        cropped = self.vae_encode_crop_pixels(images)
+        cropped = self.vae_encode_crop_pixels(with_channels(images, self.output_channels))
         if not cropped.numel():
             raise ValueError(
                 f"The images are {width}x{height} pixels and one latent pixel of this VAE is {self.config.stride} wide "
@@ -167,47 +181,61 @@ class HostVAE(comfy.sd.VAE):
     # Streams
 
     def decode_chunks(self, samples, tile=AUTO) -> Iterator[torch.Tensor]:
-        """Images (B, 1 or 4, H, W, 3) over time, off the device; arguments as in `decode`."""
-        shape, stride = tuple(samples.shape), self.config.stride
+        """Iterate over images (B, 1 or 4, H, W, 3) in time, off the device; arguments as in `decode`.
+
+        Where the device is not the CPU, the next chunk is being computed while one is handed out.
+        """
+        shape, stride = tuple(samples.shape), self.config.decoded_stride
         frame = shape[3] * stride, shape[4] * stride
         stream = self.first_stage_model.decode_stream(
             samples,
             device=self.device,
             dtype=self.vae_dtype,
             on_step=StepProgress(shape[2]),
+            runtime=self.runtime,
             **self.prepare(plan_decode, fit_decode, shape, frame, tile, self.vae_dtype),
         )
-        for chunk in resumed(stream, self.device):
-            image = chunk.permute(0, 2, 3, 4, 1).to(  # as images lie in memory, before they leave the device
-                self.vae_output_dtype(), copy=True, memory_format=torch.contiguous_format
-            )
-            yield self.process_output(image).to(self.output_device)
+        images = (self.images(chunk) for chunk in resumed(stream, lambda: on_device(self.device)))
+        return off_device(images, self.device, self.output_device)
+
+    def images(self, chunk: torch.Tensor) -> torch.Tensor:
+        """Return decoded video (B, C, T, H, W) as images (B, T, H, W, C) in [0, 1], a copy laid out as images are."""
+        dtype = self.vae_output_dtype()
+        image = chunk.permute(0, 2, 3, 4, 1).to(dtype, copy=True, memory_format=torch.contiguous_format)
+        return self.process_output(image)
 
     def encode_chunks(self, chunks, shape, tile=AUTO, expected=1) -> Iterator[torch.Tensor]:
-        """Latents (B, C, 1, h, w) over time of `chunks` (B, 3, t, H, W) in [0, 1], whose whole is of `shape`.
+        """Iterate over latents (B, C, 1, h, w) in time, of `chunks` (B, 3, t, H, W) in [0, 1] of a video of `shape`.
 
-        Where the number of frames is not known before the end, it is None in `shape`, and progress is told as of
-        `expected` frames.
+        If the number of frames is not known before the end, it is None in `shape`, and the progress bar takes it to be
+        `expected`.
         """
         stream = self.first_stage_model.encode_stream(
             (self.process_input(chunk.to(RAM)) for chunk in chunks),  # a chunk is lost if anything fails in here
             device=self.device,
             dtype=self.encode_dtype,
             on_step=StepProgress(geometry.latent_frames(shape[2] or expected)),
+            runtime=self.runtime,
             **self.prepare(plan_encode, fit_encode, shape, shape[3:], tile, self.encode_dtype),
         )
-        for latent in resumed(stream, self.device):
+        for latent in resumed(stream, self.exactly):
             yield latent.to(device=self.output_device, dtype=self.vae_output_dtype())
 
-    def prepare(self, plan, fit, shape, frame, tile, dtype) -> dict:
-        """Loads the VAE on its device with room for the work; returns the stream's `tile` and where its tiles `park`.
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """Encode inside this context: on the device, without TF32 for float32."""
+        with on_device(self.device), exact(self.encode_dtype):
+            yield
 
-        plan, fit: of the work, on `shape`. frame: (height, width) in pixels. tile: as in `decode`; for `AUTO` the
-        largest that fits in what is free once the host has made room.
+    def prepare(self, plan, fit, shape, frame, tile, dtype) -> dict:
+        """Load the VAE on its device with memory to spare for the work; return the stream's `tile` and `park`.
+
+        plan, fit: of the work, on `shape`. frame: (height, width) in pixels. tile: as in `decode`; `AUTO` is the
+        largest that fits in the free memory after loading.
         """
         chosen = None if tile == AUTO else tuple(t or max(side, MIN_TILE) for t, side in zip(tile, frame, strict=True))
-        needed = plan(self.config, shape, chosen, dtype).peak_bytes
-        least = needed if chosen else plan(self.config, shape, fit(self.config, shape, 0, dtype), dtype).peak_bytes
+        needed = self.plan(plan, shape, chosen, dtype).peak_bytes
+        least = needed if chosen else self.plan(plan, shape, fit(self.config, shape, 0, dtype), dtype).peak_bytes
         with on_device(self.device):
             comfy.model_management.load_models_gpu(
                 [self.patcher],
@@ -216,47 +244,20 @@ class HostVAE(comfy.sd.VAE):
             )
         budget = memory.free(self.device) * USABLE
         if tile == AUTO:
-            chosen = fit(self.config, shape, budget, dtype)
-        work = plan(self.config, shape, chosen, dtype)
+            chosen = fit(self.config, shape, budget, dtype, self.runtime)
+        work = self.plan(plan, shape, chosen, dtype)
         logging.info("Wan VAE: %s", work)
         stays = work.peak_bytes + work.parked_bytes <= budget
         return {"tile": chosen, "park": self.device if stays else RAM}
 
 
 def on_device(device: torch.device):
-    """Context in which a newer host's kernels and streams are those of `device`, which may not be the first GPU."""
+    """Return the context in which a newer host uses `device`, which may not be the first GPU."""
     return getattr(comfy.model_management, "cuda_device_context", nullcontext)(device)
 
 
-def resumed(stream, device: torch.device) -> Iterator[torch.Tensor]:
-    """The items of `stream`, which runs on `device`; where memory runs out, it goes on in smaller tiles."""
-    while True:
-        try:
-            with on_device(device):
-                item = next(stream)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if not ran_out(error):
-                raise
-            item = None  # handled outside: the exception holds on to every tensor of the failed step
-        if item is None:
-            logging.warning("Out of memory in the Wan VAE: going on in smaller tiles from where it stopped.")
-            stream.split(park=RAM)
-            comfy.model_management.soft_empty_cache()
-        else:
-            yield item
-
-
-def ran_out(error: RuntimeError) -> bool:
-    """Whether an error says that the device's memory is spent; a newer host knows more ways to say so."""
-    known = getattr(comfy.model_management, "is_oom", None)
-    spent = known(error) if known else isinstance(error, comfy.model_management.OOM_EXCEPTION)
-    return spent or NO_WORKSPACE in str(error)
-
-
 class StepProgress:
-    """`on_step` of a stream: the host's progress bar, in latent frames of which there are `total`, and its cancel."""
+    """`on_step` of a stream: moves the host's progress bar, `total` latent frames long, and raises if cancelled."""
 
     def __init__(self, total: int):
         self.total = total
@@ -268,7 +269,7 @@ class StepProgress:
 
 
 def decode(vae, samples, tile=AUTO) -> torch.Tensor:
-    """`HostVAE.decode`, for any video VAE of the host; one of the host's own cuts its tiles in its own way."""
+    """Decode with any video VAE of the host, as `HostVAE.decode`; one of the host's own cuts tiles in its own way."""
     if isinstance(vae, HostVAE):
         return vae.decode(samples, tile=tile)
     check_latent(vae, samples)
@@ -280,7 +281,7 @@ def decode(vae, samples, tile=AUTO) -> torch.Tensor:
 
 
 def encode(vae, images, tile=AUTO) -> torch.Tensor:
-    """`HostVAE.encode`, for any video VAE of the host."""
+    """Encode with any video VAE of the host, as `HostVAE.encode`."""
     if isinstance(vae, HostVAE):
         return vae.encode(images, tile=tile)
     if tile == AUTO:
@@ -290,11 +291,11 @@ def encode(vae, images, tile=AUTO) -> torch.Tensor:
 
 
 def latent_shape(vae, batch: int, frames: int, height: int, width: int) -> tuple[int, int, int, int, int]:
-    """Shape of the latent of a clip, for any video VAE of the host.
+    """Return the shape of a clip's latent, for any video VAE of the host.
 
     Raises ValueError for a VAE that is not a Wan VAE.
     """
-    channels, stride = vae.latent_channels, vae.spacial_compression_decode()
+    channels, stride = vae.latent_channels, vae.spacial_compression_encode()
     if vae.latent_dim != 3 or channels not in FAMILIES:
         raise ValueError(
             f"This VAE makes latents of {channels} channels, Wan has 16 (2.1 and A14B) or 48 (2.2 5B): load a Wan VAE "
@@ -304,7 +305,7 @@ def latent_shape(vae, batch: int, frames: int, height: int, width: int) -> tuple
 
 
 def check_latent(vae, samples: torch.Tensor) -> None:
-    """Raises ValueError where `samples` are no latents of this VAE, or hold NaN or infinite values."""
+    """Raise ValueError if `samples` are no latents of this VAE, or hold NaN or infinite values."""
     if samples.ndim != 5:
         raise ValueError(
             f"This latent has {samples.ndim} dimensions, a Wan clip has 5 (batch, channels, frames, height, width): "
@@ -325,7 +326,7 @@ def check_latent(vae, samples: torch.Tensor) -> None:
 
 
 def check_channels(decoded: int, given: int) -> None:
-    """Raises ValueError where a VAE that decodes latents of `decoded` channels is given others."""
+    """Raise ValueError if a VAE that decodes latents of `decoded` channels is given others."""
     if decoded != given:
         raise ValueError(
             Message(

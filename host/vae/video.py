@@ -1,6 +1,6 @@
 """VIDEO: a clip that is decoded while it is saved, and clips that are encoded while they are read.
 
-Neither direction ever holds the clip: memory follows a few frames and not the length.
+Neither direction holds the whole clip: memory depends on a few frames and not on the length.
 """
 
 import errno
@@ -24,7 +24,7 @@ from .video_file import expected_frames, read_frames
 
 
 def decode(vae, samples: torch.Tensor, tile, fps: float, audio: dict | None = None) -> Input.Video:
-    """VIDEO of a latent (B, C, T, h, w): the clips of the batch one after the other.
+    """Return the VIDEO of a latent (B, C, T, h, w): the clips of the batch one after the other.
 
     tile: as in `HostVAE.decode`. A VAE of this pack decodes when the video is saved; one of the host, which cannot
     give its frames one by one, decodes here.
@@ -38,8 +38,8 @@ def decode(vae, samples: torch.Tensor, tile, fps: float, audio: dict | None = No
             Types.VideoComponents(images=images, audio=audio, frame_rate=Fraction(fps))
         )
     batch, _, latents, height, width = samples.shape
-    stride = vae.config.stride
-    shape = (batch * geometry.video_frames(latents), height * stride, width * stride, 3)
+    stride = vae.config.decoded_stride
+    shape = (batch * geometry.video_frames(latents), height * stride, width * stride, vae.output_channels)
 
     def frames():
         for clip in samples.split(1):
@@ -50,8 +50,9 @@ def decode(vae, samples: torch.Tensor, tile, fps: float, audio: dict | None = No
 
 
 def encode(vae, video: Input.Video, tile) -> torch.Tensor:
-    """Latent (1, C, t, h, w) of a VIDEO, read frame by frame by a VAE of this pack; tile as in `HostVAE.encode`.
+    """Return the latent (1, C, t, h, w) of a VIDEO, which a VAE of this pack reads frame by frame.
 
+    tile: as in `HostVAE.encode`.
     Frames beyond the last 4n+1 are left out; sides are cropped about the centre to whole latent pixels.
     Raises ValueError for a video of no frames or of fewer pixels than one latent pixel, and for a broken file.
     """
@@ -67,7 +68,7 @@ def encode(vae, video: Input.Video, tile) -> torch.Tensor:
 
 
 def frames_of(video: Input.Video) -> Iterator[torch.Tensor]:
-    """The frames (H, W, 3) in [0, 1] of a VIDEO, held one by one where that is possible."""
+    """Iterate over the frames (H, W, 3) in [0, 1] of a VIDEO, without holding them all if that is possible."""
     if isinstance(video, StreamedVideo):
         return video.frames()
     if isinstance(video, InputImpl.VideoFromFile):
@@ -76,7 +77,7 @@ def frames_of(video: Input.Video) -> Iterator[torch.Tensor]:
 
 
 def clip_chunks(vae, frames: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Chunks (1, 3, 1, H, W), (1, 3, 4, H, W), (1, 3, 4, H, W), ... of frames, cropped as `vae` wants them.
+    """Yield chunks (1, 3, 1, H, W), (1, 3, 4, H, W), (1, 3, 4, H, W), ... of frames, cropped for `vae`.
 
     The one to three frames that do not fill the last chunk are left out.
     """
@@ -87,7 +88,7 @@ def clip_chunks(vae, frames: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 
 class Frames:
-    """What the host's writer reads of a tensor of images: its shape, and its frames in order."""
+    """Stands in for a tensor of images in the host's writer, which reads its shape and its frames in order."""
 
     def __init__(self, frames: Callable[[], Iterator[torch.Tensor]], shape: tuple[int, int, int, int]):
         self.frames, self.shape = frames, shape
@@ -97,7 +98,7 @@ class Frames:
 
 
 class StreamedVideo(Input.Video):
-    """A VIDEO whose frames are made when they are asked for, and kept nowhere.
+    """A VIDEO whose frames are made on demand and not kept.
 
     Saving writes each frame as it is made, through the host's own writer, so that codecs, containers and metadata are
     the host's. Saving twice makes the frames twice; `get_components` makes them all and gives them away.
@@ -118,10 +119,10 @@ class StreamedVideo(Input.Video):
         metadata: dict | None = None,
         **options,
     ) -> None:
-        """Writes the video to `path`, a file's name or a binary stream, as the host's `VideoFromComponents` does.
+        """Write the video to `path`, a file's name or a binary stream, as the host's `VideoFromComponents` does.
 
         options: what else the host's writer knows (bit_depth, crf, color_space). A file appears under its name once
-        it is whole. Raises OSError where the disk is full.
+        it is whole. Raises OSError if the disk is full.
         """
         writer = InputImpl.VideoFromComponents(self.components(Frames(self.frames, self.shape)))
         if not isinstance(path, (str, os.PathLike)):
@@ -131,11 +132,11 @@ class StreamedVideo(Input.Video):
             writer.save_to(str(partial), format=format, codec=codec, metadata=metadata, **options)
 
     def components(self, images) -> Types.VideoComponents:
-        """`images` with the sound and the rate of this video."""
+        """Return `images` with the sound and the rate of this video."""
         return Types.VideoComponents(images=images, audio=self.audio, frame_rate=self.frame_rate)
 
     def get_components(self) -> Types.VideoComponents:
-        """All frames as one tensor (frames, H, W, 3), with audio and frame rate."""
+        """Return all frames as one tensor (frames, H, W, 3), with audio and frame rate."""
         frames = self.frames()
         first = next(frames)
         images = first.new_empty(self.shape)
@@ -144,31 +145,31 @@ class StreamedVideo(Input.Video):
         return self.components(images)
 
     def get_dimensions(self) -> tuple[int, int]:
-        """(width, height) in pixels."""
+        """Return (width, height) in pixels."""
         return self.shape[2], self.shape[1]
 
     def get_frame_count(self) -> int:
-        """Frames that saving writes."""
+        """Return the number of frames."""
         return self.shape[0]
 
     def get_frame_rate(self) -> Fraction:
-        """Frames a second."""
+        """Return the frames per second."""
         return self.frame_rate
 
     def get_duration(self) -> float:
-        """Seconds."""
+        """Return the length in seconds."""
         return float(self.shape[0] / self.frame_rate)
 
     def get_container_format(self) -> str:
-        """The container of `get_stream_source`."""
+        """Return the container of `get_stream_source`."""
         return "mp4"
 
     def get_color_space(self) -> str:
-        """Of the frames, as the host calls it."""
+        """Return the color space of the frames, as the host calls it."""
         return "sRGB"
 
     def get_stream_source(self) -> str:
-        """Name of an mp4 of this video in the host's temporary folder, made at the first call."""
+        """Return the path of an mp4 of this video in the host's temporary folder, written at the first call."""
         if self.stream_file is None or not os.path.exists(self.stream_file):
             folder = folder_paths.get_temp_directory()
             os.makedirs(folder, exist_ok=True)
@@ -177,9 +178,9 @@ class StreamedVideo(Input.Video):
         return self.stream_file
 
     def as_trimmed(self, start_time=None, duration=None, strict_duration=False) -> "StreamedVideo | None":
-        """The frames from `start_time` on (seconds; negative: from the end) for `duration` (0: to the end).
+        """Return the frames from `start_time` on (seconds; negative: from the end) for `duration` (0: to the end).
 
-        None where no frame is left, or fewer than `duration` with `strict_duration`.
+        Return None if no frame is left, or fewer than `duration` with `strict_duration`.
         """
         first = round((start_time or 0) * self.frame_rate)
         first = max(first + self.shape[0], 0) if first < 0 else first
@@ -194,7 +195,7 @@ class StreamedVideo(Input.Video):
         )
 
     def trim_audio(self, first: int, count: int) -> dict | None:
-        """The audio of `count` frames from frame `first` on."""
+        """Return the audio of `count` frames from frame `first` on."""
         if self.audio is None:
             return None
         rate = self.audio["sample_rate"]
@@ -204,9 +205,9 @@ class StreamedVideo(Input.Video):
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Name beside `path` to write to: it becomes `path` when the block ends well and is removed when it does not.
+    """Yield a path beside `path` to write to, which is renamed to `path` on success and removed on failure.
 
-    Raises OSError where the disk is full.
+    Raises OSError if the disk is full.
     """
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:

@@ -13,7 +13,7 @@ MISSING = 1.0  # seconds; a Matroska file that ends so much before its declared 
 
 
 def expected_frames(video) -> int:
-    """About how many frames a VIDEO says it has, 1 where it cannot say: for progress, not to be trusted."""
+    """Return about how many frames a VIDEO claims to have, 1 if it does not say: good for progress bars alone."""
     try:
         return max(1, round(video.get_duration() * float(video.get_frame_rate())))
     except (av.error.FFmpegError, ValueError):
@@ -21,7 +21,7 @@ def expected_frames(video) -> int:
 
 
 def read_frames(video) -> Iterator[torch.Tensor]:
-    """Frames (H, W, 3) in [0, 1] of the host's `VideoFromFile`, in its trim window, turned upright.
+    """Yield the frames (H, W, 3) in [0, 1] of the host's `VideoFromFile`, in its trim window, turned upright.
 
     Raises ValueError, with the file's name, where the file is no video, or broken or cut off.
     """
@@ -59,14 +59,14 @@ def read_frames(video) -> Iterator[torch.Tensor]:
 
 
 def first_video_stream(container, name: str):
-    """The stream to decode. Raises ValueError for a file without one."""
+    """Return the stream to decode. Raises ValueError for a file without one."""
     if not container.streams.video:
         raise ValueError(f"{name} has sound but no pictures: choose a file with a video stream.")
     return container.streams.video[0]
 
 
 def declared_end(stream) -> float:
-    """Seconds at which a Matroska stream should end, 0 for one that does not say.
+    """Return the seconds at which a Matroska stream should end, 0 if it does not say.
 
     FFmpeg reports a cut in other containers as an error, but takes it for the end of a Matroska file.
     """
@@ -76,7 +76,7 @@ def declared_end(stream) -> float:
 
 
 def pixels(frame) -> torch.Tensor:
-    """A decoded frame as (H, W, 3) in [0, 1], turned as its file says."""
+    """Return a decoded frame as (H, W, 3) in [0, 1], rotated as its file says."""
     image = frame.to_ndarray(format="gbrp16le")  # (H, W, 3); rgb24 would take the nearest colour instead of the mean
     turns = round(frame.rotation / 90)
     return torch.from_numpy(np.rot90(image, turns).astype(np.float32)) / 65535

@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from devtools import demo
+from devtools import demo, layout
 from devtools.host import LINK
 from tiny import examples
 
@@ -29,6 +29,13 @@ def test_a_template_runs_and_its_video_plays_in_the_node(open_workflow, page, na
     assert video.evaluate("(video) => [video.videoWidth, video.videoHeight]") == size
     made = QUICK["length"] if page.evaluate(HAS_LENGTH) else examples.FRAMES  # else the given clip's
     assert video.evaluate("(video) => video.duration") == pytest.approx(made / 16, abs=0.2)
+
+
+@pytest.mark.parametrize("newer_renderer", [False, True])
+def test_no_node_covers_another(editor, newer_renderer):
+    editor.go({"Comfy.VueNodes.Enabled": newer_renderer})
+    found = {name: layout.covered(layout.boxes(editor, name)) for name in NAMES}
+    assert not any(found.values()), f"{found}: run `python -m devtools.layout`"
 
 
 def test_the_dialog_lists_the_templates_with_their_pictures(editor, page):

@@ -6,6 +6,7 @@ options from `sys.argv` while it is imported.
 
 import asyncio
 import importlib
+import importlib.util
 import os
 import sys
 import tempfile
@@ -35,8 +36,18 @@ def start_host() -> None:
     sys.argv = arguments
 
 
+def register(name: str) -> None:
+    """Make the module `name` beside this file, which needs the host, importable by that name."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+
+
 if COMFYUI:
     start_host()
+    register("beside")
+    register("node_inputs")
+    register("inner_patches")
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,7 @@ from pathlib import Path
 import recipe
 import torch
 
-from wan_model.vae import make_vae
-from wan_model.variants import VAEConfig
+from wan_model.vae import VAEConfig, make_vae
 
 
 def test_peak_of_saving(room, tmp_path):

@@ -173,7 +173,7 @@ def test_decoding_is_a_part_of_the_peak(estimate, room, models, times):
 def test_decoding_is_cut_into_tiles_where_memory_is_short(estimate, room, models, monkeypatch):
     """With the header of a VAE of real width."""
     vae, shape = room("wan_model.vae"), (1, 16, 21, 60, 104)
-    config = room("wan_model.variants").VAEConfig("2.1", 16, 96, 96)
+    config = vae.VAEConfig("2.1", 16, 96, 96)
     real = vae.make_vae(config, device="meta").state_dict()
     monkeypatch.setattr(estimate.checkpoint, "expect", lambda *_: SimpleNamespace(tensors=real, config=config))
     whole = estimate.decoding(VAE.format("2.1"), shape, card(estimate, 80))

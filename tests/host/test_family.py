@@ -211,7 +211,7 @@ def test_an_image_begins_the_clip_and_the_prompt_moves_it(run_node, room, load, 
             )
             given = dict(steps=family.STEPS, guidance=family.GUIDANCE, shift=family.SHIFT, solver="unipc", denoise=1.0)
             texts = {"positive": positive, "negative": negative}
-            (out,) = run_node("WanSampler", model=model, seed=2, latent=latent, **texts, **given)
+            out, _ = run_node("WanSampler", model=model, seed=2, latent=latent, **texts, **given)
             made = vae.decode(out["samples"]).clamp(-1, 1)[0]
             assert evaluate.psnr(made[:, 0], clip[:, 0]) > 24
             if "end_image" in ends:

@@ -258,3 +258,24 @@ def test_the_hosts_loaders_are_known_by_the_graph(room):
 def test_the_solver_list_is_the_choice(pack):
     solver = nodes.NODE_CLASS_MAPPINGS["WanSampler"].INPUT_TYPES()["required"]["solver"]
     assert list(solvers.SAMPLERS) == (solver[1]["options"] if solver[0] == "COMBO" else list(solver[0]))
+
+
+def test_denoise_takes_the_end_of_a_presets_list_and_leaves_connected_sigmas_whole(t2v, sampler):
+    clip = {"samples": torch.randn(LATENT, generator=torch.Generator().manual_seed(5))}
+    connected = torch.tensor([0.8, 0.4, 0.0])
+    ends = {
+        ("causvid", 0.33): [0.25, 0.14, 0.074, 0],
+        ("causvid", 0.01): [0.074, 0],
+        ("fastwan", 1.0): [1, 0.757, 0.522, 0],
+    }
+    for (preset, denoise), expected in ends.items():
+        assert sampler(t2v, latent=clip, preset=preset, denoise=denoise)[1].tolist() == pytest.approx(expected)
+    _, sigmas = sampler(t2v, latent=clip, preset="causvid", denoise=0.33, sigmas=connected)
+    assert torch.equal(sigmas, connected)
+
+
+def test_a_preset_gives_its_solver_to_connected_sigmas(t2v, sampler):
+    sigmas = torch.tensor([0.9, 0.5, 0.0])
+    by_preset, _ = sampler(t2v, preset="rcm", sigmas=sigmas)
+    assert torch.equal(by_preset["samples"], sampler(t2v, solver="lcm", sigmas=sigmas)[0]["samples"])
+    assert not torch.equal(by_preset["samples"], sampler(t2v, solver="euler", sigmas=sigmas)[0]["samples"])

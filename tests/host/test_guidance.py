@@ -82,6 +82,20 @@ def test_zero_steps_leave_the_noise_and_cost_nothing(t2v, counted, prompts, samp
     assert relative_error(actual, alone(t2v, prompts, lambda _, *v: cfg(4.0, *v), zero_steps=2)) < 1e-3
 
 
+def test_zero_steps_are_those_of_the_whole_run(t2v, counted, run_node, prompts, guided):
+    """The second of two samplers has none, and both together are one run."""
+    model, batches = counted
+    inputs = dict(
+        model=guided(model, zero_steps=1), positive=prompts[0], negative=prompts[1], steps=STEPS, guidance=4.0
+    )
+    inputs |= dict(shift=5.0, solver="euler", seed=11, denoise=1.0)
+    whole, _ = run_node("WanSampler", latent={"samples": torch.zeros(LATENT)}, **inputs)
+    first, _ = run_node("WanSampler", latent={"samples": torch.zeros(LATENT)}, end_step=3, **inputs)
+    last, _ = run_node("WanSampler", latent=first, start_step=3, **inputs)
+    assert batches == [2] * 2 * (STEPS - 1)
+    torch.testing.assert_close(last["samples"], whole["samples"], rtol=1e-5, atol=1e-5)
+
+
 def test_the_hosts_ksampler_and_the_step_cache(counted, prompts, run_node, guided):
     model, batches = counted
     latent = {"samples": torch.zeros(LATENT)}

@@ -22,7 +22,7 @@ def test_the_host_lists_the_checkpoints_and_the_demo_family(models, pack):
 
 def test_a_load_reads_the_header_and_infers_the_configuration_once(room, run_node, models, monkeypatch):
     """Each through WanModelLoader; a model in its parts, here one file, has one header each."""
-    checkpoint, model = room("wan_model.checkpoint"), room("wan_model.dit.model")
+    files, model = room("wan_model.weights.files"), room("wan_model.dit.model")
     counts = {"header": 0, "configuration": 0, "model": 0}
 
     def count(owner, name, what):
@@ -34,8 +34,8 @@ def test_a_load_reads_the_header_and_infers_the_configuration_once(room, run_nod
 
         monkeypatch.setattr(owner, name, counted)
 
-    count(checkpoint, "read_header", "header")
     count(model, "read_config", "configuration")
+    count(files, "read_header", "header")
     count(model.WanDiT, "__init__", "model")
     run_node("WanModelLoader", model_name="tiny_random_wan2.1_t2v.safetensors", weight_dtype="float32")
     assert counts == {"header": 1, "configuration": 1, "model": 2}  # once for its shapes, once to run

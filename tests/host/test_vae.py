@@ -183,6 +183,24 @@ def test_nothing_to_encode_or_decode_is_one_sentence(run_node, vae):
         run_node("WanVAEDecode", vae=vae, samples={"samples": endless}, tile_width=0, tile_height=0)
 
 
+@pytest.mark.parametrize("node", ["host", "pack"])
+def test_grey_images_are_taken_as_grey_and_alpha_is_dropped(run_node, vae, frames, node, relative_error):
+    def encoded(images):
+        if node == "host":
+            return nodes.VAEEncode().encode(vae, images)[0]["samples"]
+        return run_node("WanVAEEncode", vae=vae, images=images, tile_width=0, tile_height=0)[0]["samples"]
+
+    grey = frames[..., :1]
+    assert relative_error(encoded(grey), encoded(grey.repeat(1, 1, 1, 3))) == 0
+    assert relative_error(encoded(torch.cat((frames, grey), dim=-1)), encoded(frames)) == 0
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_images_of_other_channels_are_one_sentence(run_node, vae, channels):
+    with pytest.raises(ValueError, match=f"The images have {channels} channels and the VAE takes 1"):
+        run_node("WanVAEEncode", vae=vae, images=torch.rand(1, 64, 64, channels), tile_width=0, tile_height=0)
+
+
 @pytest.mark.parametrize("encode", [False, True])
 def test_cancelling_stops_within_a_latent_frame_and_the_next_run_works(run_node, vae, latent, frames, encode):
     node, given = ("WanVAEEncode", {"images": frames}) if encode else ("WanVAEDecode", {"samples": {"samples": latent}})
@@ -208,6 +226,15 @@ def test_precisions_are_separate(room, path):
     assert vae.first_stage_model.encoder.conv1.weight.dtype == torch.float32
     assert vae.decode(torch.randn(1, 16, 1, 4, 4)).isfinite().all()
     assert vae.encode(torch.rand(5, 32, 32, 3)).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_lie_as_the_activations_do(room, path, alone, dtype):
+    network = room("host.vae.vae").load(path, dtype, dtype).first_stage_model
+    for weights in (network.state_dict(), alone.state_dict()):
+        spatial = [x for x in weights.values() if x.ndim > 3 and x[0, 0].numel() > 1]
+        assert len(spatial) == 62
+        assert all(x.stride(1) == 1 for x in spatial)
 
 
 def test_the_hosts_guard_against_cudnns_memory_holds_here_too(room, path, latent, monkeypatch, relative_error):

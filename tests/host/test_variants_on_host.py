@@ -17,16 +17,10 @@ FAILURES = (RuntimeError, TypeError, AttributeError, KeyError, IndexError)  # a 
 
 # What is not the same today: "refused" (ValueError), "crashes", or "differs". Delete the row when it is mended.
 EXPECTED = {
-    "fun_camera": "refused",
-    "fun_camera_1.3B": "refused",
-    "fun_camera_a14b": "refused",
     "s2v": "refused",  # then differs: ComfyUI leaves out the 73 frames in front of the sound
     "s2v with pose and motion": "refused",  # and puts the far motion elsewhere
     "humo": "refused",  # then differs: ComfyUI holds zeros in the reference frames
     "humo_1.7B": "refused",
-    "scail": "refused",
-    "scail2": "refused",
-    "wandancer": "refused",
     "infinitetalk with two speakers": "same",  # then differs: ComfyUI has no mask of the background
     "uni3c": "refused",
     "causal": "refused",

@@ -171,7 +171,7 @@ def write_clip_vision(path: Path) -> Path:
 
 
 def write_umt5(path: Path) -> Path:
-    """Write a umT5 of Wan's width with one block of two heads, for our loader: the host's knows only whole ones."""
+    """Write a umT5 of Wan's width with two blocks of two heads, for our loader: the host's knows only whole ones."""
     return _save(path, _umt5)
 
 
@@ -181,7 +181,7 @@ def _umt5() -> dict[str, torch.Tensor]:
     pieces = {name: value for name, value in state.items() if value.dtype == torch.uint8}
     wide = {"shared.weight": [len(state["shared.weight"]), TEXT_DIM]}
     for name, shape in full_shapes("hf/umt5_xxl_encoder").items():
-        if not name.startswith(("encoder.block.0.", "encoder.final_layer_norm.")):
+        if not name.startswith(("encoder.block.0.", "encoder.block.1.", "encoder.final_layer_norm.")):
             continue
         wide[name] = [{10240: 2 * HEAD, 64: 2}.get(size, size) for size in shape]
         if match := re.search(r"SelfAttention\.([qkvo])\.", name):
@@ -189,15 +189,15 @@ def _umt5() -> dict[str, torch.Tensor]:
     return recipe.state_dict(wide) | pieces
 
 
-def write_lora(path: Path, kind: str, seed: int = 9, rank: int = 4) -> Path:
-    """Write a LoRA for the attention of the first block of `kind`, in the layout of the released ones."""
+def write_lora(path: Path, width: int = DIM, seed: int = 9, rank: int = 4) -> Path:
+    """Write a LoRA for the first block of a network with `width` channels, in the layout of the released ones."""
 
     def make() -> dict:
         state = {}
         for name in ("self_attn.q", "self_attn.o", "cross_attn.k"):
             stem = f"diffusion_model.blocks.0.{name}"
-            state[f"{stem}.lora_A.weight"] = recipe.weight(f"{stem}.lora_A.weight", [rank, DIM], seed)
-            state[f"{stem}.lora_B.weight"] = recipe.weight(f"{stem}.lora_B.weight", [DIM, rank], seed)
+            state[f"{stem}.lora_A.weight"] = recipe.weight(f"{stem}.lora_A.weight", [rank, width], seed)
+            state[f"{stem}.lora_B.weight"] = recipe.weight(f"{stem}.lora_B.weight", [width, rank], seed)
         return state
 
     return _save(path, make)

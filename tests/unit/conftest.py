@@ -1,8 +1,20 @@
 """What several tests of the models alone use."""
 
+import gzip
+import json
+from pathlib import Path
+
 import pytest
 
 from wan_model.dit.model import build_dit
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(scope="session")
+def more_layouts():
+    """Names and shapes of the full-size checkpoints of the rest of the family."""
+    return json.loads(gzip.decompress((GOLDEN / "checkpoints_more.json.gz").read_bytes()))
 
 
 @pytest.fixture(scope="session")

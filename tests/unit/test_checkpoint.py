@@ -184,10 +184,12 @@ def test_other_models_are_named(names, what, tmp_path):
     assert str(caught.value).endswith("not a Wan video model: choose a Wan video model in WanModelLoader.")
 
 
-@pytest.mark.parametrize("extra", ["casual_audio_encoder.a", "ref_conv.weight"])
-def test_relatives_of_wan_are_not_taken_for_it(extra, golden):
-    found = checkpoint.recognise(meta(golden("dit_t2v").shapes) | {extra: torch.ones(1)})
-    assert found.variant is None and "Wan" in found.holds
+@pytest.mark.parametrize("extra", ["blocks.0.lynx.weight", "face_adapter.fuser_blocks.0.weight", "ref_conv.weight"])
+def test_relatives_of_wan_are_not_taken_for_it(extra, golden, tmp_path):
+    weights = golden("dit_t2v").weights() | {extra: torch.ones(4, 4)}
+    save_file(weights, tmp_path / "relative.safetensors")
+    with pytest.raises(CheckpointError, match=r"no Wan t2v model reads|holds a Wan|holds a .* built on Wan"):
+        checkpoint.load(tmp_path / "relative.safetensors")
 
 
 def test_a_wan_file_in_the_wrong_place_is_named(golden, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from wan_model import build_dit
+from wan_model.dit.parts.camera import fold
 
 
 def case(golden, name):
@@ -28,7 +29,10 @@ CASES = {
     "dit_fun_control_ref": "fun_control",
     "dit_fun_control_a14b": "fun_control_a14b",
     "dit_fun_control_5b": "fun_control_5b",
+    "dit_fun_camera": "fun_camera",
+    "dit_fun_camera_a14b": "fun_camera_a14b",
 }
+CONTROL = [name for name in CASES if "control_" in name]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -38,11 +42,54 @@ def test_velocity_is_the_authors(name, golden, relative_error):
     assert relative_error(model(**inputs), expected["v"]) < 1e-5
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "ref" in name or "14b" in name or "5b" in name])
+@pytest.mark.parametrize("name", CONTROL)
 def test_a_reference_may_be_left_out(name, golden, relative_error):
     model, inputs, expected = case(golden, name)
     assert relative_error(model(**{**inputs, "ref_latent": None}), expected["v_no_ref"]) < 1e-5
     assert relative_error(expected["v_no_ref"], expected["v"]) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["dit_fun_camera", "dit_fun_camera_a14b"])
+def test_a_camera_path_may_be_left_out_or_folded_before(name, golden, relative_error):
+    model, inputs, expected = case(golden, name)
+    assert relative_error(model(**{**inputs, "camera": None}), expected["v_no_camera"]) < 1e-5
+    assert relative_error(expected["v_no_camera"], expected["v"]) > 1e-3
+    assert relative_error(model(**{**inputs, "camera": fold(inputs["camera"])}), expected["v"]) < 1e-5
+
+
+def test_a_camera_path_of_another_size_or_length_is_refused(golden):
+    model, inputs, _ = case(golden, "dit_fun_camera")
+    for rays in (inputs["camera"][..., :40], inputs["camera"][:, :, :5], inputs["camera"][:, :4]):
+        with pytest.raises(ValueError, match=r"camera path is \(\d+, \d, 64, \d+\).*the clip needs \(\d+, 9, 64, 48\)"):
+            model(**{**inputs, "camera": rays})
+
+
+FULL = {
+    "fun/wan2.1_fun_v1.1_control_14B": "fun_control",
+    "fun/wan2.1_fun_control_1.3B": "fun_control",
+    "fun/wan2.1_fun_v1.1_control_camera_1.3B": "fun_camera",
+    "fun/wan2.1_fun_v1.1_control_camera_14B": "fun_camera",
+    "fun/wan2.1_fun_inp_14B": "i2v",
+    "fun/wan2.1_fun_v1.1_inp_1.3B": "i2v",
+    "fun/wan2.2_fun_a14b_inp": "i2v_a14b",
+    "fun/wan2.2_fun_a14b_control": "fun_control_a14b",
+    "fun/wan2.2_fun_a14b_control_camera": "fun_camera_a14b",
+    "fun/wan2.2_fun_5b_inp": "fun_inp_5b",
+    "fun/wan2.2_fun_5b_control": "fun_control_5b",
+    "fun/wan2.2_fun_5b_control_camera": "fun_camera_5b",
+    "fun/wan2.2_vace_fun_a14b": "vace",
+    "official/phantom_14B": "t2v",
+    "comfy/scail_14B": "scail",
+    "comfy/scail2_14B": "scail2",
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_full_size_file_is_recognised(name, more_layouts):
+    weights = {key: torch.empty(shape, device="meta") for key, shape in more_layouts[name].items()}
+    model = build_dit(weights)
+    assert model.config.variant == FULL[name]
+    assert set(model.state_dict()) == set(weights)
 
 
 def test_a_reference_of_another_family_is_refused(golden):

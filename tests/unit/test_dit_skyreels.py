@@ -16,7 +16,7 @@ T2V = json.loads(gzip.decompress((Path(__file__).parents[1] / "golden" / "checkp
 ]
 CHANGES = {
     "v": {},
-    "v_16": {"fps": 16},
+    "v_16": {"frame_rate": 16},
     "v_frames": {"t": torch.tensor([[0.0, 617.0, 617.0, 941.0]])},
 }
 INPUTS = {"x": recipe.tensor("x", (1, 16, 4, 8, 6)), "context": recipe.tensor("context", (1, 9, 64))}
@@ -36,7 +36,7 @@ def test_velocity_is_the_authors(name, chunk, golden, relative_error):
 def test_a_frame_rate_that_it_was_not_trained_with_is_refused(golden):
     model = build_dit(golden("dit_skyreels_df").weights())
     with pytest.raises(ValueError, match="30 frames a second, this skyreels_df model knows 16 and 24"):
-        model(**INPUTS, fps=30)
+        model(**INPUTS, frame_rate=30)
 
 
 def test_the_embedding_tells_it_from_text_to_video():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wan_model.weights import layouts, lora
+from wan_model.weights import layouts, lora, lora_forms
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINTS = json.loads(gzip.decompress((GOLDEN / "checkpoints.json.gz").read_bytes()))
@@ -75,4 +75,4 @@ def test_lone_parameters_have_differences_too():
 )
 def test_the_shape_of_a_change(shapes, expected):
     tensors = {suffix: torch.empty(shape, device="meta") for suffix, shape in shapes.items()}
-    assert lora.change_shape(tensors) == expected
+    assert lora_forms.change_shape(tensors) == expected

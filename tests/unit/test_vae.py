@@ -2,12 +2,14 @@
 
 import gzip
 import json
+from itertools import chain, count, repeat
 from pathlib import Path
 
 import pytest
 import torch
 
 from wan_model.vae import build_vae, vae_config
+from wan_model.vae.convolution import RMSNorm
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -55,6 +57,50 @@ def test_encode_stream_takes_pieces_of_any_length_and_equals_the_whole(frames, p
     latents = list(vae.encode_stream(video.split(piece, dim=2)))
     assert [latent.shape[2] for latent in latents] == [1] * ((frames - 1) // 4 + 1)
     assert torch.equal(torch.cat(latents, dim=2), vae.encode(video))
+
+
+def pieces(latent, lengths):
+    """A generator of parts of `latent` with these numbers of frames, the last of them repeated."""
+    at = 0
+    for length in chain(lengths, repeat(lengths[-1])):
+        if at >= latent.shape[2]:
+            return
+        yield latent[:, :, at : at + length]
+        at += length
+
+
+@pytest.mark.parametrize("lengths", [[1], [2, 0, 3, 1], [6]])
+@pytest.mark.parametrize("tiled", [False, True])
+def test_a_latent_that_comes_in_pieces_decodes_as_the_whole(lengths, tiled, vae, relative_error):
+    latent = noise(1, vae.config.latent_channels, 6, 3, 5)
+    tile = (64, 32) if tiled else None
+    chunks = list(vae.decode_stream(pieces(latent, lengths), tile=tile))
+    assert [chunk.shape[2] for chunk in chunks] == [1] + [4] * 5
+    assert relative_error(torch.cat(chunks, dim=2), vae.decode(latent)) < 1e-5
+
+
+def test_an_endless_latent_is_read_as_it_is_decoded(vae):
+    read = []
+
+    def endless():
+        for seed in count():
+            read.append(seed)
+            yield noise(1, vae.config.latent_channels, 1, 3, 4, seed=seed)
+
+    stream = vae.decode_stream(endless())
+    for done in range(1, 5):
+        next(stream)
+        assert len(read) == done
+
+
+def test_pieces_of_other_sizes_are_refused(vae):
+    channels = vae.config.latent_channels
+    mixed = (noise(1, channels, 1, 3, width) for width in (4, 5))
+    with pytest.raises(ValueError, match=r"A latent of \(1, \d+, 1, 3, 5\) follows one of \(1, \d+, 1, 3, 4\)"):
+        list(vae.decode_stream(mixed))
+    for none in (iter([]), noise(1, channels, 0, 3, 4)):
+        with pytest.raises(ValueError, match="The latent has 0 frames"):
+            vae.decode_stream(none)
 
 
 def test_a_batch_is_its_samples(vae, relative_error):
@@ -105,3 +151,12 @@ def test_wrong_channels_and_sides_are_refused(vae):
         vae.decode(torch.zeros(1, 4, 1, 3, 4))
     with pytest.raises(ValueError, match=rf"multiples of {vae.config.stride}.*\(1, 3, 1, 33, 32\)"):
         vae.encode(torch.zeros(1, 3, 1, 33, 32))
+
+
+def test_a_pixel_of_zeros_is_normalised_to_zeros_in_float16():
+    """The official bound of a length, 1e-12, is 0 there, which gave NaN."""
+    x = noise(1, 4, 1, 3, 3).half()
+    x[..., 1, 1] = 0
+    normed = RMSNorm(4)(x)
+    assert normed.isfinite().all()
+    assert normed[..., 1, 1].abs().max() == 0 < normed.abs().max()

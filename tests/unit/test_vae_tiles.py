@@ -10,10 +10,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wan_model.vae import fit_decode, fit_encode, make_vae, plan_decode, plan_encode
-from wan_model.vae.lane import Lane, regions
-from wan_model.vae.region import Region, Span
-from wan_model.variants import VAEConfig
+from wan_model.vae import CPU, Runtime, VAEConfig, fit_decode, fit_encode, make_vae, plan_decode, plan_encode
+from wan_model.vae.rect import Rect, Span
+from wan_model.vae.tile_run import TileRun, block_rects
 
 CONFIGS = {"2.1": VAEConfig("2.1", 16, 96, 96), "2.2": VAEConfig("2.2", 48, 160, 256)}
 
@@ -70,9 +69,9 @@ def test_tiles_are_exact_at_real_width(version):
 
 
 def run_once(blocks, out, x):
-    lane = Lane(blocks, out)
-    lane.start(x, last=True)
-    return lane.run()
+    run = TileRun(blocks, out, CPU)
+    run.start(x, last=True)
+    return run.run()
 
 
 @pytest.mark.parametrize("encode", [False, True])
@@ -80,10 +79,10 @@ def test_the_halo_is_the_receptive_field(encode, vae):
     """What a core shows changes with the outermost pixels that its tile reads, and not with the ones beyond."""
     _, tiled, _ = vae.encode_blocks() if encode else vae.decode_blocks()
     unit, channels = (1, 3) if encode else (vae.config.stride, 4 * vae.config.dec_dim)
-    frame = Region.whole(32 * unit, 32 * unit)
+    frame = Rect.whole(32 * unit, 32 * unit)
     span = Span(14 * unit, 17 * unit, 32 * unit)
-    core = Region(span, span)
-    needed, whole = regions(tiled, core)[0], regions(tiled, frame)[0]
+    core = Rect(span, span)
+    needed, whole = block_rects(tiled, core)[0], block_rects(tiled, frame)[0]
     x = noise(1, channels, 1, whole.rows.size, whole.cols.size)
     shown = frame.crop(run_once(tiled, frame, x), core)
     for axis, read in ((-2, needed.rows), (-1, needed.cols)):
@@ -97,15 +96,15 @@ def test_half_the_halo_shows(vae):
     """A tile cut out with half its halo and decoded alone is wrong; with all of it, exact."""
     _, tiled, _ = vae.decode_blocks()
     unit, size = vae.config.stride, 30
-    core = Region(Span(14 * unit, 16 * unit, size * unit), Span(0, 2 * unit, 2 * unit))
-    frame = Region(Span(0, size * unit, size * unit), core.cols)
+    core = Rect(Span(14 * unit, 16 * unit, size * unit), Span(0, 2 * unit, 2 * unit))
+    frame = Rect(Span(0, size * unit, size * unit), core.cols)
     x = noise(1, 4 * vae.config.dec_dim, 1, size, 2)
     expected = frame.crop(run_once(tiled, frame, x), core)
-    needed = regions(tiled, core)[0].rows
+    needed = block_rects(tiled, core)[0].rows
 
     def error(halo):
         lo, hi = max(14 - halo, 0), min(16 + halo, size)
-        alone = Region(Span(0, (hi - lo) * unit, (hi - lo) * unit), core.cols)
+        alone = Rect(Span(0, (hi - lo) * unit, (hi - lo) * unit), core.cols)
         y = run_once(tiled, alone, x[..., lo:hi, :])[..., (14 - lo) * unit : (16 - lo) * unit, :]
         return ((y - expected).norm() / expected.norm()).item()
 
@@ -338,18 +337,17 @@ def test_an_image_takes_no_memory_for_frames_that_never_come():
 @pytest.mark.parametrize("last", [False, True])
 def test_only_a_chunk_that_another_follows_leaves_caches(last, vae):
     whole, _, _ = vae.decode_blocks()
-    lane = Lane(whole, Region.whole(3, 4))
-    lane.start(latent_of(vae, 1, 3, 4), last)
-    lane.run()
-    assert any(lane.caches) != last
+    run = TileRun(whole, Rect.whole(3, 4), CPU)
+    run.start(latent_of(vae, 1, 3, 4), last)
+    run.run()
+    assert any(run.caches) != last
 
 
-def test_a_small_frame_is_upsampled_the_plain_way_to_the_same_result(vae, monkeypatch):
+@pytest.mark.parametrize("choice", ["fold_pixels", "product_pixels"])
+def test_a_small_frame_is_computed_the_plain_way_to_the_same_result(vae, choice):
     latent = latent_of(vae, 2, 4, 5)
-    results = []
-    for pixels in (0, 2**30):
-        monkeypatch.setattr("wan_model.vae.causal.WORTH_FOLDING", pixels)
-        results.append(vae.decode(latent))
+    runtimes = (Runtime(**{choice: pixels}) for pixels in (0, 2**30))
+    results = [torch.cat(list(vae.decode_stream(latent, runtime=runtime)), dim=2) for runtime in runtimes]
     assert not torch.equal(*results)
     assert difference(*results) < 1e-12
 
@@ -366,3 +364,19 @@ def test_memory_does_not_grow_with_length(version, encode, frames):
     shape = (1, config.latent_channels, 21, 4, 4)
     short = traced_peak(config, shape, None, encode)
     assert traced_peak(config, (*shape[:2], frames, *shape[3:]), None, encode) <= 1.02 * short
+
+
+@pytest.mark.parametrize("version", ["2.1", "2.2"])
+def test_memory_does_not_grow_with_the_pieces_of_a_latent(version):
+    config = VAEConfig(version, CONFIGS[version].latent_channels, 8, 8)
+    vae = make_vae(config, dtype=torch.bfloat16, device="meta")
+    peaks = []
+    for count in (3, 30):
+        trace = Traced(vae.parameters())
+        with trace, WithoutScores():
+            shape = (1, config.latent_channels, 3, 4, 4)
+            pieces = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for _ in range(count))
+            for _ in vae.decode_stream(pieces):
+                pass
+        peaks.append(trace.peak)
+    assert peaks[1] <= 1.02 * peaks[0]

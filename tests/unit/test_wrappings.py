@@ -218,7 +218,7 @@ def test_a_gguf_says_it_too(fields, what, weights, tmp_path):
 # The rest of the family
 
 FAMILY = json.loads(gzip.decompress(LAYOUTS.read_bytes()))
-PLAIN = {  # without a mark: what the weights look like is what they are, and how they are sampled is not in a file
+RUN = {  # names and shapes alone tell these; what only the sampling tells is not in a file
     "selfforcing/self_forcing_dmd_1.3B": "t2v",
     "fun/wan2.2_vace_fun_a14b": "vace",
     "official/phantom_1.3B": "t2v",
@@ -230,6 +230,19 @@ PLAIN = {  # without a mark: what the weights look like is what they are, and ho
     "fun/wan2.1_fun_inp_14B": "i2v",
     "fun/wan2.1_fun_v1.1_inp_14B": "i2v",
     "fun/wan2.2_fun_a14b_inp": "i2v_a14b",
+    "fun/wan2.1_fun_control_1.3B": "fun_control",
+    "fun/wan2.1_fun_control_14B": "fun_control",
+    "fun/wan2.1_fun_v1.1_control_1.3B": "fun_control",
+    "fun/wan2.1_fun_v1.1_control_14B": "fun_control",
+    "fun/wan2.1_fun_v1.1_control_camera_1.3B": "fun_camera",
+    "fun/wan2.1_fun_v1.1_control_camera_14B": "fun_camera",
+    "fun/wan2.2_fun_a14b_control": "fun_control_a14b",
+    "fun/wan2.2_fun_a14b_control_camera": "fun_camera_a14b",
+    "fun/wan2.2_fun_5b_inp": "fun_inp_5b",
+    "fun/wan2.2_fun_5b_control": "fun_control_5b",
+    "fun/wan2.2_fun_5b_control_camera": "fun_camera_5b",
+    "comfy/scail_14B": "scail",
+    "comfy/scail2_14B": "scail2",
     "official/wan2.2_animate_14B": "animate",
     "diffusers/wan2.2_animate_14B": "animate",
 }
@@ -239,8 +252,6 @@ REFUSALS = {
     "official/humo_1.7B": "a HuMo model",
     "official/infinitetalk_14B_merged": "an InfiniteTalk or MultiTalk model",
     "official/infinitetalk_14B_adapter": "an InfiniteTalk or MultiTalk model",
-    "comfy/scail_14B": "a SCAIL model",
-    "comfy/scail2_14B": "a SCAIL 2 model",
 }
 
 
@@ -252,8 +263,15 @@ def test_each_member_of_the_family_is_run_as_what_it_is_or_refused_by_name(name)
     except ValueError as error:
         assert "channels" in str(error), (name, error)
         return
-    if name in PLAIN:
-        assert found.variant == PLAIN[name]
+    if name in RUN:
+        assert found.variant == RUN[name]
     else:
         assert found.variant is None and found.elsewhere
         assert REFUSALS.get(name, "a Wan") in found.holds
+
+
+def test_a_vace_module_is_its_blocks_alone(golden, tmp_path):
+    blocks = {name: tensor for name, tensor in golden("dit_vace").weights().items() if name.startswith("vace_")}
+    save_file(blocks | {"num_updates": torch.tensor(5)}, tmp_path / "a.safetensors")
+    state_dict, variant, _ = checkpoint.load(tmp_path / "a.safetensors")
+    assert variant == "vace_module" and state_dict.keys() == blocks.keys()

@@ -20,7 +20,9 @@ from .sequence import Draft, Sequence
 
 # The one place that says what is more precise than the rest: these parameters are kept in float32 and what they take
 # part in is computed in float32. Everything else, the residual stream too, is in the dtype of `x`.
-FLOAT32_NAMES = re.compile(r"(time_embedding|time_projection|fps_embedding|fps_projection|head)\.|.*\bmodulation$")
+FLOAT32_NAMES = re.compile(
+    r"(time_embedding|time_projection|fps_embedding|fps_projection|head|head_global)\.|.*\bmodulation$"
+)
 
 
 class WanDiT(nn.Module):
@@ -82,10 +84,11 @@ class WanDiT(nn.Module):
             check_same_size("y", y, x)
             x = torch.cat((x, y), dim=1)
         self._check(x, t, context, given)
-        x = self.pad_to_patch(x)
+        sides, x = tuple(x.shape[3:]), self.pad_to_patch(x)
         draft = Draft(
             given=given,
             x=x,
+            sides=sides,
             t=t.reshape(t.shape[0], -1),
             clip=self.patch_embedding(x),
             context=self.embed_text(context),
@@ -130,9 +133,18 @@ class WanDiT(nn.Module):
     def unembed(self, x: Tensor, time: Tensor, sequence: Sequence, draft: Draft) -> Tensor:
         """Return the velocity (B, out_dim, F, H, W) of the clip's tokens among what `run_blocks` returned."""
         x = draft.runtime.gather(x, sequence)
-        patches = self.head(x[:, sequence.clip], time[:, sequence.clip_rows], draft.runtime.chunk)
-        f, h, w = draft.grid
-        return rearrange(patches, "b (f h w) (p q c) -> b c f (h p) (w q)", f=f, h=h, w=w, p=PATCH[1], q=PATCH[2])
+        clip, rows = x[:, sequence.clip], time[:, sequence.clip_rows]
+        patches = self.run_head(draft.head or self.head, clip, rows, draft.runtime.chunk)
+        return self.unpatchify(patches, draft.grid)
+
+    def run_head(self, head: nn.Module, x: Tensor, time: Tensor, chunk: int | None) -> Tensor:
+        """Return the patches (B, L, out_dim * patch area) that `head` makes of tokens x (B, L, dim)."""
+        return head(x, time, chunk)
+
+    def unpatchify(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Return the patches x (B, L, out_dim * patch area) of a `grid` as (B, out_dim, F, H, W)."""
+        f, h, w = grid
+        return rearrange(x, "b (f h w) (p q c) -> b c f (h p) (w q)", f=f, h=h, w=w, p=PATCH[1], q=PATCH[2])
 
     def embed_time(self, t: Tensor) -> Tensor:
         """Return float32 (B, R, dim) of the timesteps `t` (B, R) in 0..1000."""
@@ -155,12 +167,11 @@ class WanDiT(nn.Module):
     def _check(self, x: Tensor, t: Tensor, context: Tensor, given: Mapping[str, object]) -> None:
         config = self.config
         batch, channels, frames = x.shape[:3]
-        if channels != config.in_dim:
-            extra = config.in_dim - config.out_dim
+        in_dim = self.patch_embedding.weight.shape[1]  # a LoRA may have widened it
+        if channels != in_dim:
+            extra = in_dim - config.out_dim
             parts = f" ({config.out_dim} of the latent, {extra} of the image condition y)" if extra else ""
-            raise ValueError(
-                f"The latent has {channels} channels, this {config.variant} model takes {config.in_dim}{parts}."
-            )
+            raise ValueError(f"The latent has {channels} channels, this {config.variant} model takes {in_dim}{parts}.")
         if t.shape[0] not in (1, batch) or (t.ndim > 1 and t.shape[1:] not in ((1,), (frames,))):
             raise ValueError(f"t has shape {tuple(t.shape)}, this latent needs ({batch},) or ({batch}, {frames}).")
         if context.shape[2] != config.text_dim:

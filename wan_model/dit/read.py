@@ -56,8 +56,8 @@ def read_config(state_dict: Mapping[str, Tensor], header: Mapping[str, object] |
     unread = [PARTS[name].mark for name in found if name not in row.parts | row.optional]
     if unread:
         raise ValueError(
-            f"This checkpoint has the channels of Wan {variant}, but of its tensors there is at least "
-            f"{len(unread)} that no Wan {variant} model reads {unread}: it belongs to a model that is not supported."
+            f"This Wan DiT takes {in_dim} channels and makes {out_dim}, and of its tensors there is {len(unread)} that "
+            f"no Wan {variant} model reads {unread}: no supported variant does."
         )
     kinds = (*(PARTS[name] for name in found), *(STREAMS[name] for name in row.streams))
     return DiTConfig(

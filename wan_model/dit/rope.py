@@ -68,6 +68,12 @@ def _grid_table(positions: Positions, head_dim: int, device: torch.device | None
     return torch.cat(axes, dim=-2).flatten(0, 2)  # (F * H * W, head_dim / 2, 2)
 
 
+def rotary(places: Sequence[float], head_dim: int, device: torch.device | None = None) -> Tensor:
+    """Return cosine and sine of tokens along one axis: float32 (tokens, head_dim / 2, 2)."""
+    angle = torch.outer(torch.tensor(places, dtype=torch.float64), _frequencies(head_dim))
+    return torch.stack((angle.cos(), angle.sin()), dim=-1).to(device, torch.float32)
+
+
 def _frequencies(channels: int) -> Tensor:
     return THETA ** -(torch.arange(0, channels, 2, dtype=torch.float64) / channels)
 

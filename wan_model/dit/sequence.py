@@ -15,7 +15,7 @@ from .rope import Positions, grid_positions
 from .runtime import Runtime
 
 if TYPE_CHECKING:
-    from .layers import Block, BlockInputs
+    from .layers import Block, BlockInputs, Head
 
 BeforeBlock = Callable[[int, "Block", "BlockInputs"], "BlockInputs"]
 AfterText = Callable[["Block", Tensor], Tensor]
@@ -39,21 +39,26 @@ class Stream:
 class Draft:
     """What the parts work on between the patch embedding and the blocks.
 
-    given: the conditions of the call by name. x: the latent with its condition channels, sides padded to whole patches
-    (B, in_dim, F, H, W). t: timesteps (B or 1, 1 or F). clip: embedded patches (B, dim, F, H / 2, W / 2), to which a
-    part may add. context: embedded text (B, n, dim). image_context: as in `BlockInputs`. first_frame: rotary position
-    of the clip's first frame. front, behind: streams before and behind the clip's tokens. before_block: called with
-    the index of a block, the block and its inputs, returns the inputs to run it with. after_text: as in `BlockInputs`.
-    after_block: called with the index of a block and its result (B, L, dim), returns the new one.
+    given: the conditions of the call by name. x: the latent with its condition channels, sides padded to whole
+    patches (B, in_dim, F, H, W); sides: H and W before that. t: timesteps (B or 1, 1 or F). clip: embedded patches
+    (B, dim, F, H / 2, W / 2), to which a part may add; grid: their F, H / 2 and W / 2. context: embedded text (B,
+    n, dim). image_context: as in `BlockInputs`. head, clip_positions: in place of the network's head and of
+    positions from `first_frame` on. first_frame: rotary position of the clip's first frame. front, behind: streams
+    before and behind the clip's tokens. before_block: called with the index of a block, the block and its inputs,
+    returns the inputs to run it with. after_text: as in `BlockInputs`. after_block: called with the index of a
+    block and its result (B, L, dim), returns the new one.
     """
 
     given: Mapping[str, object]
     x: Tensor
+    sides: tuple[int, int]
     t: Tensor
     clip: Tensor
     context: Tensor
     runtime: Runtime
     image_context: Tensor | None = None
+    head: Head | None = None
+    clip_positions: Positions | None = None
     first_frame: int = 0
     front: list[Stream] = field(default_factory=list)
     behind: list[Stream] = field(default_factory=list)
@@ -67,7 +72,7 @@ class Draft:
     @property
     def positions(self) -> tuple[Positions, ...]:
         """Rotary positions of all tokens."""
-        clip = self.place(self.grid, self.first_frame)
+        clip = self.clip_positions or self.place(self.grid, self.first_frame)
         groups = (*(s.positions for s in self.front), (clip,), *(s.positions for s in self.behind))
         return tuple(positions for group in groups for positions in group)
 

@@ -1,4 +1,4 @@
-"""Where the Triton kernels can be used: they need a package, a driver and a compiler that not every machine has."""
+"""Whether the Triton kernels can be used: they need a package, a driver and a compiler that not every machine has."""
 
 import functools
 import logging
@@ -9,9 +9,11 @@ from types import ModuleType
 import torch
 from torch.nn.functional import normalize, silu
 
+from ..vae.runtime import CPU, Runtime
+
 
 def failures() -> tuple[type[Exception], ...]:
-    """What a package of kernels for another card, driver or torch raises, when it is imported or first called."""
+    """Return what a package of kernels for another card, driver or torch raises when it is imported or first called."""
     return (
         *(ImportError, OSError, RuntimeError, AttributeError, AssertionError, TypeError, ValueError),
         subprocess.SubprocessError,
@@ -21,7 +23,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 @functools.cache
 def triton_kernels(device: torch.device) -> ModuleType | None:
-    """The module of that name where it works on `device`, which is tried once, or None; then the log says why."""
+    """Return the module of that name if it works on `device`, which is tried once; else None, and the log says why."""
     if device.type != "cuda":
         return None
     try:
@@ -37,8 +39,16 @@ def triton_kernels(device: torch.device) -> ModuleType | None:
     return kernels
 
 
+def vae_runtime(device: torch.device) -> Runtime:
+    """Return the kernels and thresholds with which a VAE runs fastest on `device`."""
+    if device.type == "cpu":
+        return CPU
+    kernels = triton_kernels(device)
+    return Runtime(kernels=kernels and kernels.VAE)
+
+
 def _try_out(kernels: ModuleType, device: torch.device) -> None:
-    """Raise where a kernel does not do on `device` what torch does."""
+    """Raise if a kernel's result on `device` is not torch's."""
     x = torch.linspace(-2, 2, 256, device=device).view(1, 4, 1, 8, 8)
     x = x.contiguous(memory_format=torch.channels_last_3d)
     found = torch.full_like(x, torch.nan)

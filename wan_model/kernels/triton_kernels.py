@@ -1,4 +1,4 @@
-"""Triton kernels for what only moves memory: one pass each over what torch's operations pass several times.
+"""Triton kernels for memory-bound operations: one pass each where torch's operations take several.
 
 Importing this needs Triton; `fused.triton_kernels` says where they can be used. They compute in float32, round once and
 have no gradient. Strides and lengths do not specialise a kernel, so that one serves all sizes; strides are counted in
@@ -11,13 +11,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dit import layers, rope
+from ..vae import runtime
 
 PER_WARP = 512  # numbers held by the 32 threads of a warp
 WARPS = 4  # for some pixels
 
 
 def rotate_(x: Tensor, table: Tensor) -> Tensor:
-    """As `wan_model.dit.rope.rotate_`, always in place. x (B, L, heads * head_dim) is made of whole rows in memory."""
+    """Rotate as `wan_model.dit.rope.rotate_`, always in place. x (B, L, heads * head_dim) has contiguous rows."""
     if torch.compiler.is_compiling():
         return rope.rotate_(x, table)
     batch, length, dim = x.shape
@@ -29,7 +30,7 @@ def rotate_(x: Tensor, table: Tensor) -> Tensor:
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """As `wan_model.dit.layers.norm_modulate`. x, shift and scale are made of whole rows of channels in memory."""
+    """Modulate as `wan_model.dit.layers.norm_modulate`. x, shift and scale have contiguous rows of channels."""
     if torch.compiler.is_compiling():
         return layers.norm_modulate(x, shift, scale, eps)
     batch, length, dim = x.shape
@@ -51,9 +52,9 @@ DIT = layers.Kernels(rotate=rotate_, norm_modulate=norm_modulate)
 
 
 def activate(x: Tensor, cache: Tensor | None, gamma: Tensor, whole: Tensor, history: int, top: int, left: int) -> None:
-    """Write all of `whole`: `history` frames that end with those of `cache`, then silu(norm(x)), in a border of zeros.
+    """Fill `whole` with `history` frames that end with those of `cache`, then silu(norm(x)), in a border of zeros.
 
-    x: (B, C, T, H, W). cache: (B, C, at most `history`, H, W), or None. gamma: C numbers, side by side. whole:
+    x: (B, C, T, H, W). cache: (B, C, at most `history`, H, W), or None. gamma: C contiguous numbers. whole:
     (B, C, history + T, top + H + bottom, left + W + right), contiguous as channels_last_3d. All as `is_innermost`.
     """
     channels, height, width = x.shape[1], *x.shape[3:]
@@ -69,24 +70,27 @@ def activate(x: Tensor, cache: Tensor | None, gamma: Tensor, whole: Tensor, hist
 
 
 def is_innermost(x: Tensor) -> bool:
-    """Whether the channels of each pixel of x (B, C, ...) lie side by side, and whole pixels from one to the next."""
+    """Return whether the channels of each pixel of x (B, C, ...) are contiguous and strides are multiples of C."""
     apart = (stride for axis, stride in enumerate(x.stride()) if axis != 1 and x.shape[axis] > 1)
     return x.stride(1) == 1 and all(stride % x.shape[1] == 0 for stride in apart)
 
 
+VAE = runtime.Kernels(activate=activate, accepts=is_innermost)
+
+
 def _apart(x: Tensor) -> tuple[int, int]:
-    """How far apart in memory the first two axes' rows of channels are, counted in rows."""
+    """Return the strides of the first two axes, in rows of channels."""
     return x.stride(0) // x.shape[-1], x.stride(1) // x.shape[-1]
 
 
 def _token(dim: int) -> dict[str, int]:
-    """How a kernel holds a token's channels."""
+    """Return the block size and warps for a token's channels."""
     block = triton.next_power_of_2(dim)
     return {"DIM": dim, "BLOCK": block, "num_warps": min(max(block // PER_WARP, 1), 16)}
 
 
 def _pixels(channels: int) -> dict[str, int]:
-    """How a kernel holds some pixels' channels."""
+    """Return the block sizes and warps for some pixels' channels."""
     block = triton.next_power_of_2(channels)
     return {"CHANNELS": channels, "BLOCK": block, "ROWS": max(1, WARPS * PER_WARP // block), "num_warps": WARPS}
 

@@ -21,6 +21,7 @@ __all__ = [
     "SAMPLERS",
     "SIGMA_MAX",
     "SOLVERS",
+    "Noise",
     "Run",
     "check_sigmas",
     "flow_sigmas",

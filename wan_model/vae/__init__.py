@@ -1,17 +1,24 @@
 """The causal VAEs of Wan 2.1 and 2.2 as streams: any length in fixed memory, exact tiles."""
 
-from .model import WanVAE, build_vae, make_vae, vae_config
+from .config import VAEConfig
+from .model import WanVAE, build_vae, lay_out, make_vae, vae_config
 from .plan import fit_decode, fit_encode, plan_decode, plan_encode
+from .runtime import CPU, Kernels, Runtime
 from .stream import Stream
 from .tiling import TilePlan
 
 __all__ = [
+    "CPU",
+    "Kernels",
+    "Runtime",
     "Stream",
     "TilePlan",
+    "VAEConfig",
     "WanVAE",
     "build_vae",
     "fit_decode",
     "fit_encode",
+    "lay_out",
     "make_vae",
     "plan_decode",
     "plan_encode",

@@ -1,51 +1,72 @@
-"""What a decode or encode will cost, before any weight is loaded, and the tiles that fit a memory budget."""
+"""The cost of a decode or encode, before any weight is loaded, and the tiles that fit a memory budget."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from ..variants import VAEConfig
+from .config import VAEConfig
 from .model import WanVAE, decode_plan, encode_plan, make_vae
+from .runtime import CPU, Runtime
 from .tiling import MIN_TILE, TilePlan
 
 Tile = tuple[int, int] | None
 
 
-def plan_decode(config: VAEConfig, latent_shape: Sequence[int], tile: Tile, itemsize: int | torch.dtype) -> TilePlan:
-    """The plan of decoding a latent (B, C, F, H, W) in tiles of (height, width) pixels, or None for whole frames.
+def plan_decode(
+    config: VAEConfig, latent_shape: Sequence[int], tile: Tile, itemsize: int | torch.dtype, runtime: Runtime = CPU
+) -> TilePlan:
+    """Return the plan of decoding a latent (B, C, F, H, W) in tiles of (height, width) pixels, None for whole frames.
 
-    itemsize: bytes in a number, or the dtype. Raises ValueError where the tile is too small.
+    F is None if the length is not known before the end. itemsize: bytes in a number, or the dtype. Raises ValueError
+    if the tile is too small.
     """
-    return decode_plan(_weightless(config), latent_shape, tile, _bytes(itemsize))
+    return decode_plan(_weightless(config), latent_shape, tile, _bytes(itemsize), runtime)
 
 
-def plan_encode(config: VAEConfig, video_shape: Sequence[int], tile: Tile, itemsize: int | torch.dtype) -> TilePlan:
-    """The plan of encoding a video (B, 3, T, H, W) in tiles of (height, width) pixels, or None for whole frames.
+def plan_encode(
+    config: VAEConfig, video_shape: Sequence[int], tile: Tile, itemsize: int | torch.dtype, runtime: Runtime = CPU
+) -> TilePlan:
+    """Return the plan of encoding a video (B, C, T, H, W) in tiles of (height, width) pixels, None for whole frames.
 
-    T is None where the length is not known before the end. itemsize: bytes in a number, or the dtype. Raises ValueError
-    where the tile is too small.
+    T is None if the length is not known before the end. itemsize: bytes in a number, or the dtype. Raises ValueError
+    if the tile is too small.
     """
-    return encode_plan(_weightless(config), video_shape, tile, _bytes(itemsize))
+    return encode_plan(_weightless(config), video_shape, tile, _bytes(itemsize), runtime)
 
 
-def fit_decode(config: VAEConfig, latent_shape: Sequence[int], budget_bytes: int, itemsize: int | torch.dtype) -> Tile:
-    """The largest tile whose peak memory fits the budget: None where whole frames do, the smallest where nothing does.
+def fit_decode(
+    config: VAEConfig,
+    latent_shape: Sequence[int],
+    budget_bytes: int,
+    itemsize: int | torch.dtype,
+    runtime: Runtime = CPU,
+) -> Tile:
+    """Return the largest tile whose peak memory fits the budget, None for whole frames, the smallest if none fits.
 
     The caches of waiting tiles (`TilePlan.parked_bytes`) are taken to be parked elsewhere.
     """
-    stride = config.stride
+    stride = config.decoded_stride
     frame = latent_shape[3] * stride, latent_shape[4] * stride
-    return _fit(frame, stride, budget_bytes, lambda tile: plan_decode(config, latent_shape, tile, itemsize))
+    return _fit(frame, stride, budget_bytes, lambda tile: plan_decode(config, latent_shape, tile, itemsize, runtime))
 
 
-def fit_encode(config: VAEConfig, video_shape: Sequence[int], budget_bytes: int, itemsize: int | torch.dtype) -> Tile:
-    """As `fit_decode`, for a video (B, 3, T, H, W)."""
+def fit_encode(
+    config: VAEConfig,
+    video_shape: Sequence[int],
+    budget_bytes: int,
+    itemsize: int | torch.dtype,
+    runtime: Runtime = CPU,
+) -> Tile:
+    """Return what `fit_decode` returns, for encoding a video (B, C, T, H, W)."""
     frame = video_shape[3], video_shape[4]
-    return _fit(frame, config.stride, budget_bytes, lambda tile: plan_encode(config, video_shape, tile, itemsize))
+    plan = functools.partial(plan_encode, config, video_shape, itemsize=itemsize, runtime=runtime)
+    return _fit(frame, config.stride, budget_bytes, lambda tile: plan(tile=tile))
 
 
 def _fit(frame: tuple[int, int], stride: int, budget: int, plan: Callable[[Tile], TilePlan]) -> Tile:
+    if budget <= 0:
+        return list(_ever_smaller(frame, stride))[-1]
     tile = None
     for tile in _ever_smaller(frame, stride):
         if plan(tile).peak_bytes <= budget:
@@ -54,7 +75,7 @@ def _fit(frame: tuple[int, int], stride: int, budget: int, plan: Callable[[Tile]
 
 
 def _ever_smaller(frame: tuple[int, int], stride: int) -> Iterator[Tile]:
-    """Whole frames, then tiles with one cut more at a time, always across the longer side."""
+    """Yield whole frames, then tiles with one cut more at a time, always across the longer side."""
     yield None
     rows = cols = 1
     while True:

@@ -7,12 +7,11 @@ memory does not depend on how long the video is.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from .lane import Lane
-from .region import Region
+from .tile_run import TileRun, block_rects
 from .tiling import LONG_WINDOW, TilePlan, halve
 
 OnStep = Callable[[float, int | None], None]
@@ -25,32 +24,33 @@ class Stream:
     it where it was: the next `next()` goes on from the block that failed, and `split()` first makes every tile smaller.
     No finished work is lost or done twice.
 
-    sources: chunks of time for the first blocks, which are taken to `device` and `dtype` (default: their own) when
-    their turn comes. park: where the caches of waiting tiles wait (default: where they are). on_step(done, total) is
-    called after each latent frame of each tile, in latent frames; total is None while the length is not known.
+    sources: chunks of time for the first blocks, moved to `device` and `dtype` (default: their own) when their turn
+    comes. park: where the caches of waiting tiles wait (default: where they are). look_ahead: whether the next chunk is
+    awaited before one is run, so that the last leaves no caches. on_step(done, total) is called after each latent frame
+    of each tile, in latent frames; total is None while the length is not known.
     """
 
     def __init__(
         self,
         sources: Iterator[torch.Tensor],
-        blocks: tuple[Sequence, Sequence, Sequence],
         plan: TilePlan,
         *,
         device: torch.device,
         dtype: torch.dtype | None = None,
         park: torch.device | str | None = None,
         total: int | None = None,
+        look_ahead: bool = True,
         on_step: OnStep | None = None,
     ):
-        before, tiled, after = blocks
-        self.window, self.unit, self.stride = plan.window, plan.unit, plan.stride
+        before, tiled, after = plan.blocks
+        self.window, self.grid = plan.window, plan.grid
         self.device, self.dtype, self.park = device, dtype, park or device
-        self.total, self.on_step = total, on_step
+        self.total, self.on_step, self.look_ahead = total, on_step, look_ahead
         self._sources, self._upcoming = sources, deque()
-        self._tiles = [Lane(tiled, core) for core in plan.cores]
-        frame = Region.whole(plan.cores[0].rows.size, plan.cores[0].cols.size)
-        self._before = Lane(before, Lane(tiled, frame).reads)
-        self._after = Lane(after, frame)
+        frame = plan.grid.frame
+        self._tiles = [TileRun(tiled, core, plan.runtime) for core in plan.cores]
+        self._before = TileRun(before, block_rects(tiled, frame)[0], plan.runtime)
+        self._after = TileRun(after, frame, plan.runtime)
         self._filled, self._exhausted = False, False
         self._middle: list[torch.Tensor | None] = []  # what the tiles read in this window
         self._output: list[torch.Tensor] = []  # what they made
@@ -72,21 +72,22 @@ class Stream:
         return self._ready.popleft()
 
     def split(self, park: torch.device | str | None = None) -> None:
-        """Halve every tile, along its longer side, at the very point it has reached.
+        """Halve every tile along its longer side, at the point that it has reached.
 
         park: where caches wait from now on; they are cut there, which takes no memory of another device. Raises
-        ValueError where no tile can be halved.
+        ValueError if no tile can be halved.
         """
-        halves = [halve(tile.out, self.unit, self.stride) for tile in self._tiles]
+        unit, stride = self.grid.unit, self.grid.stride
+        halves = [halve(tile.output_rect, unit, stride) for tile in self._tiles]
         if all(len(parts) == 1 for parts in halves):
-            core, scale = self._tiles[0].out, self.stride // self.unit
+            core, scale = self._tiles[0].output_rect, stride // unit
             raise ValueError(
                 f"The tiles are {len(core.rows) * scale}x{len(core.cols) * scale} pixels and cannot be made smaller: "
                 "free some memory, or use a smaller frame."
             )
         self.park = park or self.park
-        for lane in (self._before, *self._tiles, self._after):
-            lane.move_caches(self.park)
+        for run in (self._before, *self._tiles, self._after):
+            run.move_caches(self.park)
         tiles = []
         for tile, parts in zip(self._tiles, halves, strict=True):
             tiles += [tile] if len(parts) == 1 else tile.cut(parts)
@@ -101,34 +102,34 @@ class Stream:
                 break
             self._middle.append(self._before.run())
             self._before.advance()
-        self._rest(self._before)
+        self._park(self._before)
         self._filled = True
 
     def _take(self) -> bool:
-        """Start the first blocks on the next source chunk, if there is one; looks one further, to know the last one."""
-        while len(self._upcoming) < 2 and (chunk := next(self._sources, None)) is not None:
+        """Start the first blocks on the next source chunk, if there is one."""
+        while len(self._upcoming) < 1 + self.look_ahead and (chunk := next(self._sources, None)) is not None:
             self._upcoming.append(chunk)
         if not self._upcoming:
             return False
         chunk = self._upcoming[0].to(device=self.device, dtype=self.dtype)
         self._upcoming.popleft()
-        self._exhausted = not self._upcoming
+        self._exhausted = self.look_ahead and not self._upcoming
         self._before.start(chunk, self._exhausted)
         return True
 
-    def _rest(self, lane: Lane) -> None:
-        """Park the caches of a lane that has done its part of the window."""
-        if lane is self._before or len(self._tiles) > 1:
-            lane.move_caches(self.park)
+    def _park(self, run: TileRun) -> None:
+        """Park the caches of a run that has done its part of the window."""
+        if run is self._before or len(self._tiles) > 1:
+            run.move_caches(self.park)
 
-    def _run_tile(self, tile: Lane) -> None:
-        if tile.done == len(self._middle):
+    def _run_tile(self, tile: TileRun) -> None:
+        if tile.finished == len(self._middle):
             return
         tile.move_caches(self.device)
-        while tile.done < len(self._middle):
-            k = tile.done
+        while tile.finished < len(self._middle):
+            k = tile.finished
             if not tile.busy:
-                x = self._before.out.crop(self._middle[k], tile.reads)
+                x = self._before.output_rect.crop(self._middle[k], tile.input_rect)
                 tile.start(x.to(self.device), self._exhausted and k == len(self._middle) - 1)
             self._put(k, tile, tile.run())
             tile.advance()
@@ -136,38 +137,38 @@ class Stream:
                 continue
             if tile is self._tiles[-1]:
                 self._middle[k] = None
-            self._done += tile.out.area / self._after.reads.area
+            self._done += tile.output_rect.area / self.grid.frame.area
             if self.on_step is not None:
                 self.on_step(self._done, self.total)
-        self._rest(tile)
+        self._park(tile)
 
-    def _put(self, k: int, tile: Lane, y: torch.Tensor) -> None:
+    def _put(self, k: int, tile: TileRun, y: torch.Tensor) -> None:
         """Write a tile's result into the window's k-th output."""
         if k == len(self._output):
             b, c, t = y.shape[:3]
-            frame = self._after.reads
-            shape = (b, c, t + tile.left, frame.rows.size, frame.cols.size)
+            frame = self.grid.frame
+            shape = (b, c, t + tile.remaining, frame.rows.size, frame.cols.size)
             self._output.append(torch.empty(shape, dtype=y.dtype, device=self.device))
-        frames = self._output[k][:, :, tile.ahead : tile.ahead + y.shape[2]]
-        self._after.reads.crop(frames, tile.out).copy_(y)
+        frames = self._output[k][:, :, tile.emitted : tile.emitted + y.shape[2]]
+        self.grid.frame.crop(frames, tile.output_rect).copy_(y)
 
     def _finish_window(self) -> None:
-        """Run the last blocks on the window's frames and make way for the next window."""
+        """Run the last blocks on the window's frames and clear it."""
         self._after.move_caches(self.device)
-        while self._after.done < len(self._output):
+        while self._after.finished < len(self._output):
             if not self._after.busy:
-                k = self._after.done
+                k = self._after.finished
                 self._after.start(self._output[k], self._exhausted and k == len(self._output) - 1)
             y = self._after.run()
             self._after.advance()
             self._ready.append(y)
-        for lane in (self._before, *self._tiles, self._after):
-            lane.done = 0
+        for run in (self._before, *self._tiles, self._after):
+            run.finished = 0
         self._middle, self._output, self._filled = [], [], False
 
 
 class Regroup:
-    """Iterator that turns pieces of video (B, 3, t, H, W) of any lengths into chunks of 1, 4, 4 ... frames."""
+    """Iterator that turns pieces of video (B, C, t, H, W) of any lengths into chunks of 1, 4, 4 ... frames."""
 
     def __init__(self, pieces: Iterable[torch.Tensor]):
         self._pieces, self._held, self._seen = iter(pieces), [], 0

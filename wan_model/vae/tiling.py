@@ -1,13 +1,15 @@
 """How a frame is cut into tiles, and what that costs in work and memory: arithmetic only, nothing is run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise, product, zip_longest
 from typing import NamedTuple
 
-from .causal import Chunk
-from .lane import STRIP, last_doubling, regions
-from .region import Region, Span
+from .convolution import Chunk
+from .rect import Rect, Span
+from .runtime import Runtime
+from .tile_run import after_last_doubling, block_rects
 from .vae22 import Fork, Join
 
 LONG_WINDOW = 21  # latent frames per window of a tiled stream: the models' native clip of 81 frames
@@ -16,215 +18,253 @@ MIN_TILE = 32  # pixels a side; in smaller tiles nearly all is halo
 Blocks = tuple[Sequence, Sequence, Sequence]  # on whole frames, in tiles, on whole frames
 
 
+class RunCost(NamedTuple):
+    """The cost of one chunk of a clip on its way through a list of blocks, in multiplications and elements held.
+
+    peak: held at the worst moment, caches and the chunk itself included. cache: all caches after it. output: its
+    result.
+    """
+
+    work: int
+    peak: int
+    cache: int
+    output: int
+
+
+RunCosts = Sequence[RunCost]  # of a clip's first chunks
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The tiles of a frame: spans of rows and of columns, in pixels of what the tiled blocks make.
+
+    unit, stride: the side of one latent pixel, in those pixels and in pixels of video.
+    """
+
+    rows: tuple[Span, ...]
+    cols: tuple[Span, ...]
+    unit: int
+    stride: int
+
+    @property
+    def frame(self) -> Rect:
+        """The whole frame."""
+        return Rect.whole(self.rows[0].size, self.cols[0].size)
+
+    @property
+    def cores(self) -> tuple[Rect, ...]:
+        """The rectangles that partition the frame."""
+        return tuple(Rect(rows, cols) for rows, cols in product(self.rows, self.cols))
+
+    def inputs(self, tiled: Sequence) -> tuple[list[Span], list[Span]]:
+        """Return the rows and the columns that the tiles read, one span for each of `rows` and `cols`."""
+        pairs = zip_longest(self.rows, self.cols)
+        reads = [block_rects(tiled, Rect(row or self.rows[0], col or self.cols[0]))[0] for row, col in pairs]
+        return [read.rows for read in reads[: len(self.rows)]], [read.cols for read in reads[: len(self.cols)]]
+
+
 @dataclass(frozen=True)
 class TilePlan:
     """How one encode or decode is cut up, and what that costs.
 
-    cores: the rectangles that partition the frame, in pixels of what the tiled blocks make. unit, stride: the side of
-    one latent pixel, in those pixels and in pixels of video. halo: the most latent pixels that a tile reads beyond its
-    core (left, right, above, below). window: latent frames that each tile runs through at a time. work: multiplications
-    per latent frame, and untiled_work the same for whole frames. peak_bytes: the most memory held on the compute
-    device, without weights. parked_bytes: tiles' caches that wait between windows, held there too unless parked
-    elsewhere.
+    halo: the most latent pixels that a tile reads beyond its core (left, right, above, below). window: latent frames
+    that each tile runs through at a time. peak_bytes: the most memory held on the compute device, without weights.
+    parked_bytes: tiles' caches that wait between windows, held there too unless parked elsewhere.
     """
 
-    cores: tuple[Region, ...]
-    unit: int
-    stride: int
+    grid: Grid
     halo: tuple[int, int, int, int]
     window: int
-    work: int
-    untiled_work: int
     peak_bytes: int
     parked_bytes: int
+    blocks: Blocks = field(repr=False, compare=False)
+    chunks: tuple[Chunk, ...] = field(repr=False)
+    runtime: Runtime = field(repr=False)
+
+    @property
+    def cores(self) -> tuple[Rect, ...]:
+        """The rectangles that partition the frame."""
+        return self.grid.cores
+
+    @cached_property
+    def work(self) -> int:
+        """Multiplications per latent frame."""
+        return self._work(self.cores)
+
+    @cached_property
+    def untiled_work(self) -> int:
+        """Multiplications per latent frame for whole frames."""
+        return self._work((self.grid.frame,))
 
     @property
     def work_ratio(self) -> float:
         """Work as a multiple of the untiled work."""
         return self.work / self.untiled_work
 
+    def _work(self, cores: Sequence[Rect]) -> int:
+        """Return the multiplications of the clip's last chunk."""
+        before, tiled, after = self.blocks
+        frame, last = self.grid.frame, self.chunks[-1:]
+        whole = [(before, block_rects(tiled, frame)[0], last), (after, frame, (last[0]._replace(frames=1),))]
+        runs = [*whole, *((tiled, core, last) for core in cores)]
+        return sum(run_costs(*run, self.runtime)[0].work for run in runs)
+
     def __str__(self) -> str:
+        rows, cols = (max(map(len, spans)) // self.grid.unit for spans in (self.grid.rows, self.grid.cols))
         count = len(self.cores)
-        largest = max(self.cores, key=lambda core: core.area)
-        size = f"{len(largest.rows) // self.unit}x{len(largest.cols) // self.unit}"
-        shape = "whole frames" if count == 1 else f"{count} tiles of up to {size} latent pixels, halo {self.halo}"
+        tiles = f"{count} tiles of up to {rows}x{cols} latent pixels, halo {self.halo}"
+        shape = "whole frames" if count == 1 else tiles
         memory = f"peak {self.peak_bytes / 2**30:.2f} GiB"
         if self.parked_bytes:
             memory += f", parked {self.parked_bytes / 2**30:.2f} GiB"
         return f"{shape}, {self.window} latent frames at a time: {self.work_ratio:.2f} times the work, {memory}"
 
 
-class LaneCost(NamedTuple):
-    """What one chunk of a clip takes on its way through a lane, in multiplications and in numbers held.
+def clip_chunks(frames: int, length: int | None) -> tuple[Chunk, ...]:
+    """Return the chunks of a clip of `length` latent frames that differ in cost: from the third on, only the last does.
 
-    live: held at the worst moment, caches and the chunk itself included. kept: all caches after it. made: its result.
-    """
-
-    work: int
-    live: int
-    kept: int
-    made: int
-
-
-Costs = Sequence[LaneCost]  # of a clip's first chunks
-
-
-def clip(frames: int, length: int | None) -> list[Chunk]:
-    """The chunks of a clip of `length` latent frames that differ in cost: from the third on, only the last does.
-
-    frames: in each chunk but the first. length: None where it is not known, and taken to be long.
+    frames: in each chunk but the first. length: None if it is not known, and taken to be long.
     """
     count = 4 if length is None else min(max(length, 1), 4)
-    return [Chunk(frames if k else 1, first=k == 0, last=k == count - 1) for k in range(count)]
+    return tuple(Chunk(frames if k else 1, first=k == 0, last=k == count - 1) for k in range(count))
 
 
-def lane_costs(blocks: Sequence, out: Region, chunks: Sequence[Chunk]) -> Costs:
-    """What each of `chunks`, the first of a clip, takes on its way through a lane."""
+def run_costs(blocks: Sequence, out: Rect, chunks: Sequence[Chunk], runtime: Runtime) -> RunCosts:
+    """Return the cost of each of `chunks`, the first of a clip, on its way through `blocks`."""
     costs, caches = [], [0] * len(blocks)
+    rects = block_rects(blocks, out)
     for chunk in chunks:
-        cost, caches = _lane_cost(blocks, out, chunk, caches)
+        cost, caches = _run_cost(blocks, rects, chunk, caches, runtime)
         costs.append(cost)
     return costs
 
 
-def _lane_cost(blocks: Sequence, out: Region, chunk: Chunk, caches: Sequence[int]) -> tuple[LaneCost, list[int]]:
-    """Add up the blocks of one lane, whose caches hold `caches` numbers before; also what they hold after it."""
-    needed, strip_at = regions(blocks, out), last_doubling(blocks)
-    work = live = made = saved = waiting = 0
+def _run_cost(
+    blocks: Sequence, rects: Sequence[Rect], chunk: Chunk, caches: Sequence[int], runtime: Runtime
+) -> tuple[RunCost, list[int]]:
+    """Add up the blocks of one run, whose caches hold `caches` elements before; also return what they hold after it."""
+    split_at = after_last_doubling(blocks)
+    work = peak = output = saved = waiting = 0
     held, after, passes = sum(caches), [], 1
     for i, block in enumerate(blocks):
-        if i == strip_at > 0 and chunk.frames > STRIP:
-            passes = chunk.frames // STRIP
-            waiting = made // chunk.frames * (chunk.frames - STRIP)
-            chunk = chunk._replace(frames=STRIP, last=False)  # another strip follows
-        if isinstance(block, Fork) and not isinstance(block, Join):
-            saved, kept = made, 0
+        if i == split_at > 0 and chunk.frames > runtime.subchunk:
+            passes = chunk.frames // runtime.subchunk
+            waiting = output // chunk.frames * (chunk.frames - runtime.subchunk)
+            chunk = chunk._replace(frames=runtime.subchunk, last=False)  # another subchunk follows
+        if isinstance(block, Fork):
+            saved, cache = output, 0
         else:
-            cost = block.cost(needed[i + 1], chunk)
-            live = max(live, held + cost.live + saved + waiting)
+            cost = block.cost(rects[i + 1], chunk, runtime)
+            peak = max(peak, held + cost.peak + saved + waiting)
             if isinstance(block, Join):
                 saved = 0
             work += cost.work * passes
-            kept, made, chunk = cost.kept, cost.made, chunk._replace(frames=cost.frames)
-        held += kept - caches[i]
-        after.append(kept)
-    return LaneCost(work, live, sum(after), made * passes), after
+            cache, output, chunk = cost.cache, cost.output, chunk._replace(frames=cost.frames)
+        held += cache - caches[i]
+        after.append(cache)
+    return RunCost(work, peak, sum(after), output * passes), after
 
 
 def tile_plan(
-    blocks: Blocks,
-    cores: Sequence[Region],
-    unit: int,
-    stride: int,
-    frames: int,
-    length: int | None,
-    number: int,
+    blocks: Blocks, grid: Grid, channels: int, frames: int, length: int | None, itemsize: int, runtime: Runtime
 ) -> TilePlan:
-    """The plan of running `blocks` in these `cores`.
+    """Return the plan of running `blocks` on the tiles of `grid`.
 
-    frames: how many enter the first blocks for each latent frame but the first. length: latent frames of the clip, or
-    None where it is not known. number: bytes of one number, times the batch size.
+    channels: of what the first blocks read if there are none before the tiles. frames: how many enter the first blocks
+    for each latent frame but the first. length: latent frames of the clip, or None if it is not known. itemsize: bytes
+    of one number, times the batch size.
     """
     before, tiled, after = blocks
-    frame = Region.whole(cores[0].rows.size, cores[0].cols.size)
-    whole_in = regions(tiled, frame)[0]
-    chunks, largest = clip(frames, length), max(cores, key=lambda core: regions(tiled, core)[0].area)
-    first, last = lane_costs(before, whole_in, chunks), lane_costs(after, frame, clip(1, length))
-    tile, untiled = lane_costs(tiled, largest, chunks), lane_costs(tiled, frame, chunks)
-    window = 1 if len(cores) == 1 else min(LONG_WINDOW, length or LONG_WINDOW)
+    frame, inputs = grid.frame, grid.inputs(tiled)
+    whole_in, count = block_rects(tiled, frame)[0], len(grid.cores)
+    chunks = clip_chunks(frames, length)
+    first, last = run_costs(before, whole_in, chunks, runtime), run_costs(after, frame, clip_chunks(1, length), runtime)
+    largest = _largest(grid, inputs)
+    tile = run_costs(tiled, largest, chunks, runtime)
+    output = [cost.output // largest.area * frame.area for cost in tile]  # of a whole frame
+    window = 1 if count == 1 else min(LONG_WINDOW, length or LONG_WINDOW)
     on = length is None or length > window  # another window follows
-    sources = [3 * chunk.frames * whole_in.area for chunk in chunks]
-    middle = _in_window([cost.made for cost in first] if before else sources, window, on)
-    output = _in_window([cost.made for cost in untiled], window, on)
-    tiles_work = sum(lane_costs(tiled, core, chunks[-1:])[0].work for core in cores)
-    ends = first[-1].work + last[-1].work
-    peak = (_peak if len(cores) > 1 else _peak_alone)(first, tile, last, middle, output)
-    parked = first[-2].kept + last[-2].kept + len(cores) * tile[-2].kept if len(cores) > 1 and on else 0
+    sources = [channels * chunk.frames * whole_in.area for chunk in chunks]
+    middle = _in_window([cost.output for cost in first] if before else sources, window, on)
+    peak = (_peak if count > 1 else _peak_alone)(first, tile, last, middle, _in_window(output, window, on))
+    parked = first[-2].cache + last[-2].cache + count * tile[-2].cache if count > 1 and on else 0
     return TilePlan(
-        cores=tuple(cores),
-        unit=unit,
-        stride=stride,
-        halo=_halo(tiled, cores, frame, unit),
-        window=window,
-        work=ends + tiles_work,
-        untiled_work=ends + untiled[-1].work,
-        peak_bytes=peak * number,
-        parked_bytes=parked * number,
+        grid, _halo(grid, inputs, whole_in), window, peak * itemsize, parked * itemsize, blocks, chunks, runtime
     )
 
 
-def _in_window(made: Sequence[int], window: int, on: bool) -> int:
-    """Numbers in `window` results of a lane; the first, which is smaller, counts where no window goes `on` after it."""
-    return (window - 1) * made[-1] + made[-1 if on else 0]
+def _largest(grid: Grid, inputs: tuple[list[Span], list[Span]]) -> Rect:
+    """Return the core of the tile that reads the most."""
+    pairs = zip((grid.rows, grid.cols), inputs, strict=True)
+    return Rect(*(max(zip(spans, read, strict=True), key=lambda pair: len(pair[1]))[0] for spans, read in pairs))
 
 
-def _peak(first: Costs, tile: Costs, last: Costs, middle: int, output: int) -> int:
-    """The most numbers held where the lanes of several tiles take turns: only one lane has its caches there."""
-    most = [max(cost.live for cost in costs) for costs in (first, tile, last)]
+def _in_window(output: Sequence[int], window: int, on: bool) -> int:
+    """Return the elements of `window` results; the first, which is smaller, counts if no other window follows."""
+    return (window - 1) * output[-1] + output[-1 if on else 0]
+
+
+def _peak(first: RunCosts, tile: RunCosts, last: RunCosts, middle: int, output: int) -> int:
+    """Return the most elements held where several tiles take turns: one of them has its caches there."""
+    most = [max(cost.peak for cost in costs) for costs in (first, tile, last)]
     return max(middle + most[0], middle + output + most[1], output + most[2])
 
 
-def _peak_alone(first: Costs, tile: Costs, last: Costs, middle: int, output: int) -> int:
-    """The most numbers held where whole frames go one by one, with the caches of all lanes there."""
-    none = LaneCost(0, 0, 0, 0)
+def _peak_alone(first: RunCosts, tile: RunCosts, last: RunCosts, middle: int, output: int) -> int:
+    """Return the most elements held where whole frames go one by one, with all caches there."""
+    none = RunCost(0, 0, 0, 0)
     output = output if len(tile) > 1 else 0  # a first frame is put nowhere before it is whole
     moments = []
     for k, (a, b, c) in enumerate(zip(first, tile, last, strict=True)):
         b_before, c_before = (tile[k - 1], last[k - 1]) if k else (none, none)
         moments += [
-            a.live + b_before.kept + c_before.kept,
-            middle + output + a.kept + b.live + c_before.kept,
-            output + a.kept + b.kept + c.live,
+            a.peak + b_before.cache + c_before.cache,
+            middle + output + a.cache + b.peak + c_before.cache,
+            output + a.cache + b.cache + c.peak,
         ]
     return max(moments)
 
 
-def _halo(tiled: Sequence, cores: Sequence[Region], frame: Region, unit: int) -> tuple[int, int, int, int]:
-    """How far the tiles read beyond their cores, at most, in latent pixels."""
-    reads, whole = [regions(tiled, core)[0] for core in cores], regions(tiled, frame)[0]
-    scale = whole.rows.size / frame.rows.size * unit  # pixels of what the tiles read in one latent pixel
+def _halo(grid: Grid, inputs: tuple[list[Span], list[Span]], whole_in: Rect) -> tuple[int, int, int, int]:
+    """Return how far the tiles read beyond their cores, at most, in latent pixels."""
+    scale = whole_in.rows.size / grid.frame.rows.size * grid.unit  # input pixels in one latent pixel
     sides = []
-    for axis in ("cols", "rows"):
-        pairs = [(getattr(core, axis), getattr(read, axis)) for core, read in zip(cores, reads, strict=True)]
-        sides.append(max(core.lo / unit - read.lo / scale for core, read in pairs))
-        sides.append(max(read.hi / scale - core.hi / unit for core, read in pairs))
+    for cores, reads in ((grid.cols, inputs[1]), (grid.rows, inputs[0])):
+        pairs = list(zip(cores, reads, strict=True))
+        sides.append(max(core.lo / grid.unit - read.lo / scale for core, read in pairs))
+        sides.append(max(read.hi / scale - core.hi / grid.unit for core, read in pairs))
     return tuple(-int(-side // 1) for side in sides)
 
 
-def divide(size: int, most: int, unit: int) -> list[Span]:
-    """Cut `size` into the fewest spans of at most `most`, all nearly equal and multiples of `unit`."""
-    units, n = size // unit, -(-size // most)
-    return [Span(lo * unit, hi * unit, size) for lo, hi in pairwise(units * i // n for i in range(n + 1))]
+def tile_grid(height: int, width: int, tile: tuple[int, int] | None, unit: int, stride: int) -> Grid:
+    """Cut a frame of height x width latent pixels into tiles of at most `tile` (height, width) pixels of video.
 
-
-def halve(core: Region, unit: int, stride: int) -> tuple[Region, ...]:
-    """The two halves of a tile along its longer side, or the tile itself where they would be too small.
-
-    stride: pixels of video in one latent pixel.
+    tile: None for whole frames. unit, stride: as in `Grid`. Raises ValueError if the tile is too small.
     """
-    if len(core.rows) >= len(core.cols):
-        parts = tuple(Region(rows, core.cols) for rows in core.rows.halves(unit))
-    else:
-        parts = tuple(Region(core.rows, cols) for cols in core.cols.halves(unit))
-    short = min(min(len(part.rows), len(part.cols)) for part in parts)
-    return parts if short * stride >= MIN_TILE * unit else (core,)
-
-
-def cut(height: int, width: int, tile: tuple[int, int] | None, unit: int) -> tuple[Region, ...]:
-    """The cores of tiles of at most `tile` latent pixels for a frame of height x width, `unit` to a latent pixel."""
-    if tile is None:
-        return (Region.whole(height, width),)
-    rows, cols = divide(height, tile[0] * unit, unit), divide(width, tile[1] * unit, unit)
-    return tuple(Region(r, c) for r in rows for c in cols)
-
-
-def latent_tile(tile: tuple[int, int] | None, stride: int) -> tuple[int, int] | None:
-    """A tile's (height, width) in pixels as latent pixels. Raises ValueError where it is too small."""
-    if tile is None:
-        return None
-    if min(tile) < MIN_TILE:
+    if tile is not None and min(tile) < MIN_TILE:
         raise ValueError(
             f"A tile of {tile[0]}x{tile[1]} pixels is too small, nearly all of it would be its neighbours' "
             f"border: make its sides at least {MIN_TILE}."
         )
-    return tile[0] // stride, tile[1] // stride
+    most = (height, width) if tile is None else (tile[0] // stride, tile[1] // stride)
+    rows, cols = (divide(size, side, unit) for size, side in zip((height, width), most, strict=True))
+    return Grid(rows, cols, unit, stride)
+
+
+def divide(size: int, most: int, unit: int) -> tuple[Span, ...]:
+    """Cut `size` latent pixels into the fewest spans of at most `most`, nearly equal; `unit` pixels to a latent one."""
+    n = -(-size // most)
+    return tuple(Span(lo * unit, hi * unit, size * unit) for lo, hi in pairwise(size * i // n for i in range(n + 1)))
+
+
+def halve(core: Rect, unit: int, stride: int) -> tuple[Rect, ...]:
+    """Cut a tile in half along its longer side; return the tile itself if the halves would be too small.
+
+    unit, stride: as in `Grid`.
+    """
+    if len(core.rows) >= len(core.cols):
+        parts = tuple(Rect(rows, core.cols) for rows in core.rows.halves(unit))
+    else:
+        parts = tuple(Rect(core.rows, cols) for cols in core.cols.halves(unit))
+    short = min(min(len(part.rows), len(part.cols)) for part in parts)
+    return parts if short * stride >= MIN_TILE * unit else (core,)

@@ -2,16 +2,17 @@
 
 from torch import nn
 
-from ..variants import VAEConfig
-from .causal import Decoder, Downsample, Encoder, ResidualBlock, Upsample
+from .blocks import Decoder, Encoder, ResidualBlock, Unpatchify
+from .config import VAEConfig
+from .resampling import Downsample, Upsample
 
 WIDTHS = (1, 2, 4, 4)  # channels of each stage, in base widths
-WHOLE = 3  # blocks of the decoder's stages that run on whole frames: their halo would cost more than their memory
+WHOLE_FRAME_BLOCKS = 3  # of the decoder's stages: in tiles their halo would cost more than their memory
 DOWN_TIME = (False, True, True)  # whether the downsampling after a stage also halves time
 
 
 def encoder(ops, config: VAEConfig) -> Encoder:
-    """The encoder's modules under their official names."""
+    """Return the encoder's modules under their official names."""
     stages, cin = [], config.dim
     for i, width in enumerate(WIDTHS):
         cout = config.dim * width
@@ -19,11 +20,11 @@ def encoder(ops, config: VAEConfig) -> Encoder:
         if i < len(DOWN_TIME):
             stages.append(Downsample(ops, cout, DOWN_TIME[i]))
         cin = cout
-    return Encoder(ops, 3, config.dim, stages, 2 * config.latent_channels)
+    return Encoder(ops, config.channels, config.dim, stages, 2 * config.latent_channels)
 
 
 def decoder(ops, config: VAEConfig) -> Decoder:
-    """The decoder's modules under their official names."""
+    """Return the decoder's modules under their official names."""
     stages, cin = [], config.dec_dim * WIDTHS[-1]
     for i, width in enumerate(reversed(WIDTHS)):
         cout = config.dec_dim * width
@@ -31,14 +32,14 @@ def decoder(ops, config: VAEConfig) -> Decoder:
         if i < len(DOWN_TIME):
             stages.append(Upsample(ops, cout, cout // 2, DOWN_TIME[-1 - i]))
         cin = cout // 2
-    return Decoder(ops, config.latent_channels, config.dec_dim, stages, 3)
+    return Decoder(ops, config.latent_channels, config.dec_dim, stages, config.channels * config.upscale**2)
 
 
-def encoder_blocks(encoder: Encoder) -> list[nn.Module]:
-    """The blocks of the encoder's stages, in order."""
-    return list(encoder.downsamples)
+def encoder_blocks(encoder: Encoder, config: VAEConfig) -> tuple[list, list[nn.Module]]:
+    """Return the blocks before the encoder's first convolution, and those of its stages."""
+    return [], list(encoder.downsamples)
 
 
-def decoder_blocks(decoder: Decoder) -> list[nn.Module]:
-    """The blocks of the decoder's stages, in order."""
-    return list(decoder.upsamples)
+def decoder_blocks(decoder: Decoder, config: VAEConfig) -> tuple[list[nn.Module], list]:
+    """Return the blocks of the decoder's stages, and those after its last convolution."""
+    return list(decoder.upsamples), [Unpatchify(config.channels, row_first=True)] if config.upscale == 2 else []

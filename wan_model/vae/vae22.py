@@ -3,51 +3,15 @@
 import torch
 from torch import nn
 
-from ..variants import VAEConfig
-from .causal import Cache, Chunk, Cost, Decoder, Downsample, Encoder, ResidualBlock, Upsample
-from .region import Region, Span
+from .blocks import Decoder, Encoder, Patchify, Pointwise, ResidualBlock, Unpatchify
+from .config import VAEConfig
+from .convolution import Chunk, Cost
+from .rect import Rect, Span
+from .resampling import Downsample, Upsample
+from .runtime import Runtime
 from .vae21 import DOWN_TIME, WIDTHS
 
-WHOLE = 0  # blocks of the decoder's stages that run on whole frames: none, because a shortcut spans the first stage
-
-
-class Patchify(nn.Module):
-    """2x2 pixels become channels, ordered (channel, column, row) as in the official code."""
-
-    def reads(self, out: Region) -> Region:
-        return out.map(Span.fine)
-
-    def holds(self, out: Region) -> tuple[Region, ...]:
-        return ()
-
-    def cost(self, out: Region, chunk: Chunk) -> Cost:
-        made = 12 * chunk.frames * out.area
-        return Cost(0, 2 * made, 0, made, chunk.frames)
-
-    def step(self, x: torch.Tensor, cache: Cache, out: Region, keep: bool):
-        b, c, t, h, w = x.shape
-        x = x.reshape(b, c, t, h // 2, 2, w // 2, 2).permute(0, 1, 6, 4, 2, 3, 5)  # (B, C, 2, 2, T, H/2, W/2)
-        return x.reshape(b, 4 * c, t, h // 2, w // 2), ()
-
-
-class Unpatchify(nn.Module):
-    """The inverse of `Patchify`."""
-
-    def reads(self, out: Region) -> Region:
-        return out.map(Span.coarse)
-
-    def holds(self, out: Region) -> tuple[Region, ...]:
-        return ()
-
-    def cost(self, out: Region, chunk: Chunk) -> Cost:
-        made = 3 * chunk.frames * out.area
-        return Cost(0, 2 * made, 0, made, chunk.frames)
-
-    def step(self, x: torch.Tensor, cache: Cache, out: Region, keep: bool):
-        b, c, t, h, w = x.shape
-        x = x.reshape(b, c // 4, 2, 2, t, h, w).permute(0, 1, 4, 5, 3, 6, 2)  # (B, C/4, T, H, 2, W, 2)
-        x = x.reshape(b, c // 4, t, 2 * h, 2 * w)
-        return out.map(Span.coarse).map(Span.fine).crop(x, out), ()
+WHOLE_FRAME_BLOCKS = 0  # of the decoder's stages: none, because a shortcut spans the first stage
 
 
 class AverageDown(nn.Module):
@@ -57,11 +21,11 @@ class AverageDown(nn.Module):
         super().__init__()
         self.cin, self.cout, self.time, self.space = cin, cout, time, space
 
-    def reads(self, out: Region) -> Region:
-        return out.map(Span.fine) if self.space == 2 else out
+    def input_rect(self, out: Rect) -> Rect:
+        return out.map(Span.doubled) if self.space == 2 else out
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor, out: Region, first: bool) -> torch.Tensor:
-        """y (B, cout, T / time, H / s, W / s) plus the averaged x (B, cin, T, H, W); before a first x are zeros."""
+    def forward(self, x: torch.Tensor, y: torch.Tensor, out: Rect, first: bool) -> torch.Tensor:
+        """Return y (B, cout, T / time, H / s, W / s) plus the averaged x (B, cin, T, H, W); zeros precede a first x."""
         b, c, t, h, w = x.shape
         s, n = self.space, self.time
         if first and n == 2:
@@ -79,17 +43,19 @@ class DuplicateUp(nn.Module):
         super().__init__()
         self.cin, self.cout, self.time = cin, cout, time
 
-    def reads(self, out: Region) -> Region:
-        return out.map(Span.coarse)
+    def input_rect(self, out: Rect) -> Rect:
+        return out.map(Span.halved)
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor, out: Region, first: bool) -> torch.Tensor:
-        """y (B, cout, T time, H, W), on `out`, plus the duplicated x (B, cin, T, H/2, W/2); a first frame stays one.
+    def forward(self, x: torch.Tensor, y: torch.Tensor, out: Rect, first: bool) -> torch.Tensor:
+        """Return y (B, cout, T time, H, W), on `out`, plus the duplicated x (B, cin, T, H/2, W/2).
+
+        A first frame stays one.
 
         Output channel o in phase p (of 4 or 8 pixels and frames made from one) is input channel
         (o phases + p) // repeats, which is a slice of the channels for each phase: nothing is built but the sum.
         """
         y = y.clone()
-        source, phases = self.reads(out), 4 * self.time
+        source, phases = self.input_rect(out), 4 * self.time
         repeats = self.cout * phases // self.cin
         for p in range(phases):
             time, row, col = p // 4, p // 2 % 2, p % 2
@@ -104,32 +70,26 @@ class DuplicateUp(nn.Module):
 
 
 def _phase(out: Span, source: Span, phase: int) -> tuple[slice, slice]:
-    """The pixels of `out` that are even (phase 0) or odd, and the pixels of `source` they are made from."""
+    """Return the pixels of `out` that are even (phase 0) or odd, and the pixels of `source` they are made from."""
     start = (phase - out.lo) % 2
     small = (out.lo + start) // 2 - source.lo
     return slice(start, None, 2), slice(small, small + (len(out) - start + 1) // 2)
 
 
-class Fork(nn.Module):
+class Fork(Pointwise):
     """Marks where a stage's shortcut leaves."""
 
-    def reads(self, out: Region) -> Region:
-        return out
 
-    def holds(self, out: Region) -> tuple[Region, ...]:
-        return ()
-
-
-class Join(Fork):
-    """Marks where a stage's shortcut is added again."""
+class Join(Pointwise):
+    """Marks where a stage's shortcut is added."""
 
     def __init__(self, shortcut: nn.Module):
         super().__init__()
         self.shortcut = shortcut
 
-    def cost(self, out: Region, chunk: Chunk) -> Cost:
-        made = self.shortcut.cout * chunk.frames * out.area
-        return Cost(0, 2 * made, 0, made, chunk.frames)
+    def cost(self, out: Rect, chunk: Chunk, runtime: Runtime) -> Cost:
+        output = self.shortcut.cout * chunk.frames * out.area
+        return Cost(0, 2 * output, 0, output, chunk.frames)
 
 
 class DownStage(nn.Module):
@@ -151,7 +111,7 @@ class UpStage(nn.Module):
 
 
 def encoder(ops, config: VAEConfig) -> Encoder:
-    """The encoder's modules under their official names."""
+    """Return the encoder's modules under their official names."""
     stages, cin = [], config.dim
     for i, width in enumerate(WIDTHS):
         cout, down = config.dim * width, i < len(DOWN_TIME)
@@ -161,11 +121,11 @@ def encoder(ops, config: VAEConfig) -> Encoder:
         shortcut = AverageDown(cin, cout, 2 if down and DOWN_TIME[i] else 1, 2 if down else 1)
         stages.append(DownStage(blocks, shortcut))
         cin = cout
-    return Encoder(ops, 12, config.dim, stages, 2 * config.latent_channels)
+    return Encoder(ops, 4 * config.channels, config.dim, stages, 2 * config.latent_channels)
 
 
 def decoder(ops, config: VAEConfig) -> Decoder:
-    """The decoder's modules under their official names."""
+    """Return the decoder's modules under their official names."""
     stages, cin = [], config.dec_dim * WIDTHS[-1]
     for i, width in enumerate(reversed(WIDTHS)):
         cout, shortcut = config.dec_dim * width, None
@@ -176,21 +136,21 @@ def decoder(ops, config: VAEConfig) -> Decoder:
             shortcut = DuplicateUp(cin, cout, 2 if time else 1)
         stages.append(UpStage(blocks, shortcut))
         cin = cout
-    return Decoder(ops, config.latent_channels, config.dec_dim, stages, 12)
+    return Decoder(ops, config.latent_channels, config.dec_dim, stages, 4 * config.channels)
 
 
-def encoder_blocks(encoder: Encoder) -> list[nn.Module]:
-    """The blocks of the encoder's stages, in order, with the shortcuts' ends marked."""
+def encoder_blocks(encoder: Encoder, config: VAEConfig) -> tuple[list, list[nn.Module]]:
+    """Return the blocks before the encoder's first convolution, and those of its stages with the shortcuts' ends."""
     blocks = []
     for stage in encoder.downsamples:
         blocks += [Fork(), *stage.downsamples, Join(stage.avg_shortcut)]
-    return blocks
+    return [Patchify(config.channels)], blocks
 
 
-def decoder_blocks(decoder: Decoder) -> list[nn.Module]:
-    """The blocks of the decoder's stages, in order, with the shortcuts' ends marked."""
+def decoder_blocks(decoder: Decoder, config: VAEConfig) -> tuple[list[nn.Module], list]:
+    """Return the blocks of the decoder's stages with the shortcuts' ends, and those after its last convolution."""
     blocks = []
     for stage in decoder.upsamples:
         inner = list(stage.upsamples)
         blocks += inner if stage.avg_shortcut is None else [Fork(), *inner, Join(stage.avg_shortcut)]
-    return blocks
+    return blocks, [Unpatchify(config.channels)]

@@ -4,13 +4,15 @@ Styles: ComfyUI (`diffusion_model.*`), kohya (`lora_unet_*`), diffusers and peft
 with diffusers' module names), DiffSynth (`pipe.dit.*` or bare), LyCORIS (`lycoris_*`), full differences.
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .layouts import DIT_DIFFUSERS, inverse, rename
+from .lora_forms import FORMS, Form, scale
 
 PREFIXES = (
     *("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "pipe.dit.", "dit.", "unet."),
@@ -18,53 +20,79 @@ PREFIXES = (
 )
 FLAT_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_")  # then a path with _ in place of dots
 SUFFIX = re.compile(
-    r"(\.lora[_.]|_lora\.|\.(lokr|hada)_|\.(alpha|dora_scale|diff|diff_b|diff_m|w_norm|b_norm|set_weight|reshape_weight)$)"
+    r"(\.lora[_.]|_lora\.|\.(lokr|hada)_|\.[ab][12]\.weight$|\.(alpha|dora_scale|diff|diff_b|diff_m|w_norm|b_norm|set_weight"
+    r"|reshape_weight|oft_blocks|rescale)$)"
 )
 SIZES = {1536: "1.3B", 3072: "5B", 5120: "14B"}  # width of the released models -> what people call them
+
+ONE = torch.ones(())
 
 Groups = dict[str, dict[str, Tensor]]  # module path (or name of a lone parameter) -> suffix -> tensor
 
 
-def group(lora: Mapping[str, Tensor], parameters: Iterable[str]) -> tuple[Groups, list[str]]:
-    """(tensors by the place that they change, names that fit no place).
+@dataclass(frozen=True)
+class Change:
+    """One change of one parameter.
+
+    kind: "adapter" (factors, which the host's loader reads), "diff" (is added) or "set" (takes its place). tensors: by
+    suffix. names: of these tensors in the file.
+    """
+
+    place: str
+    parameter: str
+    kind: str
+    tensors: Mapping[str, Tensor]
+    names: tuple[str, ...]
+
+
+def split(lora: Iterable[str], parameters: Iterable[str]) -> dict[str, tuple[str, str] | None]:
+    """Map each name in a LoRA file to (place, suffix), or None where it fits no place.
 
     parameters: official names of the model's parameters. A place is one of them without `.weight`. Suffixes are those
     that the host knows.
     """
     places = _places(parameters)
+    return {name: _split(name, places) for name in lora}
+
+
+def group(lora: Mapping[str, Tensor], parameters: Iterable[str]) -> tuple[Groups, list[str]]:
+    """(tensors by the place that they change, names that fit no place); arguments as of `split`."""
     groups, unmatched = {}, []
-    for name, tensor in lora.items():
-        place, suffix = _split(name, places)
-        if place is None:
+    for name, where in split(lora, parameters).items():
+        if where is None:
             unmatched.append(name)
-            continue
-        if "lora_magnitude_vector" in suffix:  # peft's DoRA
-            suffix, tensor = ".dora_scale", tensor.unsqueeze(-1)  # (out,) -> (out, 1)
-        groups.setdefault(place, {})[suffix] = tensor
+        else:
+            groups.setdefault(where[0], {})[where[1]] = lora[name]
     return groups, unmatched
 
 
-def change_shape(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
-    """(rows, other elements) of the weight that the tensors of one place change; None where they do not tell."""
+def changes(lora: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Change], list[str]]:
+    """(every change that a LoRA file makes to a model with parameters of `shapes`, names without effect on it)."""
+    where = {name: found for name, found in split(lora, shapes).items() if found is not None}
+    names, made, used = {found: name for name, found in where.items()}, [], set()
+    for place, tensors in group(lora, shapes)[0].items():
+        for form in FORMS:
+            change = _change(form, place, tensors, names, shapes)
+            if change is not None:
+                made.append(change)
+                used |= set(change.names)
+    return made, [name for name in lora if name not in used]
 
-    def find(*marks: str) -> tuple[int, ...] | None:
-        return next((tuple(t.shape) for s, t in tensors.items() if any(mark in s for mark in marks)), None)
 
-    up, down = find("lora_B", "lora_up", "lora.up"), find("lora_A", "lora_down", "lora.down")
-    if up and down:
-        return up[0], math.prod(down[1:])
-    if ".diff" in tensors:
-        shape = tensors[".diff"].shape
-        return shape[0], math.prod(shape[1:])
-    if up := find("hada_w1_a"):
-        return up[0], find("hada_w1_b")[-1] if find("hada_w1_b") else 0
-    factors = []
-    for factor in ("lokr_w1", "lokr_w2"):
-        whole, rows, columns = (tensors.get(f".{factor}{part}") for part in ("", "_a", "_b"))
-        if whole is None and (rows is None or columns is None):
-            return None
-        factors.append(whole.shape if whole is not None else (rows.shape[0], math.prod(columns.shape[1:])))
-    return factors[0][0] * factors[1][0], math.prod(factors[0][1:]) * math.prod(factors[1][1:])
+def _change(form: Form, place: str, tensors, names, shapes) -> Change | None:
+    """The change that the tensors of one place make in one form; None where they do not, or do not fit."""
+    own = {suffix: tensor for suffix, tensor in tensors.items() if form.suffixes.fullmatch(suffix)}
+    parameter = f"{place}.bias" if form.of_bias else place if place in shapes else f"{place}.weight"
+    if not own or parameter not in shapes or (form.kind == "adapter" and parameter == place):
+        return None
+    if any(tensor.ndim < form.dims for tensor in own.values()) or tensors.get(".alpha", ONE).numel() != 1:
+        return None
+    if form.is_factor:
+        own = {suffix: tensor * scale(tensors) for suffix, tensor in own.items()}
+    own |= {suffix: tensors[suffix] for suffix in form.options if suffix in tensors}
+    if not form.fits(own, shapes[parameter]):
+        return None
+    return Change(place, parameter, form.kind, own, tuple(names[place, suffix] for suffix in own))
 
 
 def size_name(width: int) -> str:
@@ -84,13 +112,15 @@ def _places(parameters: Iterable[str]) -> dict[str, str]:
     return dotted | {prefix + name: place for prefix in FLAT_PREFIXES for name, place in flat.items()}
 
 
-def _split(name: str, places: Mapping[str, str]) -> tuple[str | None, str]:
+def _split(name: str, places: Mapping[str, str]) -> tuple[str, str] | None:
     match = SUFFIX.search(name)
     if match is None:
-        return None, ""
+        return None
     path, suffix = name[: match.start()], name[match.start() :].replace(".default.", ".")
     while (prefix := next((p for p in PREFIXES if path.startswith(p)), None)) is not None:
         path = path.removeprefix(prefix)
     if suffix == ".diff_m":  # LightX2V's difference of a block's modulation
         path, suffix = f"{path}.modulation", ".diff"
-    return places.get(path), suffix
+    if "lora_magnitude_vector" in suffix:  # peft's DoRA
+        suffix = ".dora_scale"
+    return None if path not in places else (places[path], suffix)

@@ -2,15 +2,22 @@
 
 from .animate import Animate
 from .base import Part
+from .camera import Camera
 from .clip import ClipImages, ClipPositions
 from .frame_rate import FrameRate
 from .frames import Sources, Subjects
 from .pose_branch import PoseBranch
 from .reference import Reference
+from .scail import Scail, ScailMasks
 from .vace import Vace
+from .wandancer import WanDancer
 
 PARTS: dict[str, type[Part]] = {
-    part.name: part for part in (ClipImages, ClipPositions, Reference, Vace, Animate, FrameRate)
+    part.name: part
+    for part in (
+        *(ClipImages, ClipPositions, Reference, Camera, Scail, ScailMasks, WanDancer, Vace),
+        *(Animate, FrameRate),
+    )
 }
 """Parts with weights, by name, in the order in which they are built and prepared."""
 
@@ -20,14 +27,21 @@ STREAMS: dict[str, type[Part]] = {part.name: part for part in (Subjects, Sources
 CONDITIONS = {  # arguments of a forward in words; None for one that only modifies another
     "clip_fea": "CLIP vision features",
     "text_as_image": None,
+    "camera": "camera path",
+    "clip_fea_ref": "CLIP vision of a reference picture",
+    "frame_rate": None,
+    "is_animation": None,
+    "audio": "sound",
+    "audio_scale": None,
+    "pose_latents": "pose video",
+    "pose_masks": "masks of the pose video",
     "ref_latent": "reference image",
+    "ref_masks": "masks of the reference",
     "subject_latents": "subject latents",
     "context_latents": "context latents",
     "vace_context": "VACE context (it has no VACE blocks)",
     "vace_scale": None,
-    "pose_latents": "pose video",
     "face": "face video",
-    "fps": "frame rate",
     "clip_fea_pose": "CLIP vision features of a pose video",
     "context_pose": "prompt for a pose video",
     "pose_strength": None,

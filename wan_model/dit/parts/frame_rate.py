@@ -22,7 +22,7 @@ class FrameRate(Part):
 
     name = "frame_rate"
     mark = "fps_embedding.weight"
-    conditions = ("fps",)
+    conditions = ("frame_rate",)
 
     def build(self, network, config, ops, **factory):
         dim = config.dim
@@ -32,7 +32,7 @@ class FrameRate(Part):
         )
 
     def check(self, config, given, x):
-        rate = given.get("fps", DEFAULT)
+        rate = given.get("frame_rate", DEFAULT)
         if rate not in RATES:
             raise ValueError(
                 f"The clip has {rate} frames a second, this {config.variant} model knows {RATES[0]} and {RATES[1]}: "
@@ -40,7 +40,7 @@ class FrameRate(Part):
             )
 
     def prepare(self, network, draft):
-        """Add the embedding of `fps`, one of `RATES`, to what each block is modulated by."""
-        number = torch.tensor(RATES.index(draft.given.get("fps", DEFAULT)), device=draft.x.device)
+        """Add the embedding of `frame_rate`, one of `RATES`, to what each block is modulated by."""
+        number = torch.tensor(RATES.index(draft.given.get("frame_rate", DEFAULT)), device=draft.x.device)
         added = network.fps_projection(network.fps_embedding(number).float()).unflatten(0, (1, 1, 6, -1))
         draft.before_block.append(lambda index, block, inputs: replace(inputs, e=inputs.e + added))

@@ -1,0 +1,119 @@
+"""Stacks the nodes of each column of the templates, so that none covers another in either of the editor's renderers.
+
+    python -m devtools.layout --comfyui PATH [NAME ...]
+
+with the Python of an environment of `dev.py test`. PATH is the oldest host: it draws nodes the largest. A NAME is a
+file of workflows/; without one, all are laid out. Columns stand far enough apart for nodes of 1.2 times their size, as
+that host's newer renderer draws them.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+from tiny import examples, random_weights
+
+from . import demo, host
+from .editor import SIZE, Editor, chromium
+from .server import Server
+
+TITLE = 30  # pixels of a node's title, above its position
+TOP, GAP = 60, 40  # position of the first node of a column; room between a node and the next one's title
+SHOW_PREVIEWS = """(picture) => {
+    for (const { id, type } of app.graph._nodes) {
+        const state = { node: String(id), picture, frames: 1, fps: 4, step: 1, steps: 2 }
+        const times = { seconds_per_step: 1, seconds_left: 1 }
+        if (type === "WanSampler") window.comfyAPI.api.api.dispatchCustomEvent("wan.preview", { ...state, ...times })
+    }
+}"""
+SIZES = """async () => {
+    const sizes = () => app.graph._nodes.map(({ id, size }) => [Number(id), ...size])
+    for (let last; last !== JSON.stringify(sizes()); await new Promise((resolve) => setTimeout(resolve, 700)))
+        last = JSON.stringify(sizes())
+    return sizes()
+}"""  # once they stay the same
+
+Boxes = dict[int, tuple[float, float, float, float]]  # number of a node -> left, top (of its title), right, bottom
+
+
+def boxes(editor: Editor, name: str) -> Boxes:
+    """Open the template `name` and return where its nodes lie, with their notes and with the samplers' previews.
+
+    Sizes are the renderer's. Positions are the template's: the newer renderer of 0.3.75 moves most workflows apart, but
+    not every one.
+    """
+    workflow = demo.load_workflow(name)
+    editor.open(demo.with_demo_files(workflow))
+    editor.page.evaluate(SHOW_PREVIEWS, f"/view?type=input&filename={examples.FILES[0]}")
+    sizes = {number: size for number, *size in editor.page.evaluate(SIZES)}
+    found = {}
+    for node in workflow["nodes"]:
+        (x, y), (width, height) = node["pos"], sizes[node["id"]]
+        found[node["id"]] = (x, y - TITLE, x + width, y + height)
+    return found
+
+
+def covered(places: Boxes) -> list[tuple[int, int]]:
+    """Return the pairs of nodes that lie on each other."""
+    return [
+        (a, b)
+        for a, b in combinations(places, 2)
+        if _cross(places[a], places[b], 0) and _cross(places[a], places[b], 1)
+    ]
+
+
+def stack(workflow: dict, heights: dict[int, float]) -> None:
+    """Set each node of `workflow` below those that it would lie on. heights: of the nodes, titles included."""
+    placed = []
+    for node in sorted(workflow["nodes"], key=lambda node: (node["pos"][1], node["pos"][0])):
+        left, right = node["pos"][0], node["pos"][0] + node["size"][0]
+        above = [bottom for bottom, *sides in placed if sides[0] < right and left < sides[1]]
+        top = max(above, default=TOP - TITLE - GAP) + GAP
+        node["pos"][1] = round(top + TITLE)
+        placed.append((top + heights[node["id"]], left, right))
+
+
+def _cross(a: tuple, b: tuple, axis: int) -> bool:
+    return a[axis] < b[axis + 2] and b[axis] < a[axis + 2]
+
+
+def measure(editor: Editor, names: Sequence[str]) -> dict[str, dict[int, float]]:
+    """Return the heights of the nodes of the templates `names`, in the renderer that makes each the taller."""
+    heights = {name: {} for name in names}
+    for newer_renderer in (False, True):
+        editor.go({"Comfy.VueNodes.Enabled": newer_renderer})
+        for name, known in heights.items():
+            for number, (_, top, _, bottom) in boxes(editor, name).items():
+                known[number] = max(known.get(number, 0), bottom - top)
+    return heights
+
+
+def main() -> None:
+    """Lay out every template, or those named on the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--comfyui", type=Path, required=True)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    options = parser.parse_args()
+    names = options.names or sorted(path.stem for path in demo.WORKFLOWS.glob("*.json"))
+    with tempfile.TemporaryDirectory() as scratch:
+        base = Path(scratch)
+        host.prepare_base(base)
+        random_weights.write(base / "models")
+        examples.write(base / "input")
+        with Server(sys.executable, options.comfyui, base, cpu=True) as server, chromium() as browser:
+            heights = measure(Editor(browser.new_page(viewport=SIZE), server.url), names)
+    for name, known in heights.items():
+        workflow = demo.load_workflow(name)
+        stack(workflow, known)
+        (demo.WORKFLOWS / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
+        logging.info("%s", name)
+
+
+if __name__ == "__main__":
+    main()
