@@ -1,7 +1,6 @@
 """CLIP: umT5 on the host's own T5 and tokenizer classes, from any file that holds its encoder."""
 
 import html
-import inspect
 import logging
 import os
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ from ...wan_model import checkpoint
 from ...wan_model.messages import Message
 from ...wan_model.variants import TEXT_LENGTH
 from ...wan_model.weights import layouts
+from .. import compat
 from ..model import offload, packed
 from . import weights
 
@@ -169,28 +169,24 @@ def _load(path, disable_dynamic=False):
         tokenizer=comfy.text_encoders.wan.WanT5Tokenizer,
         params={},
     )
-    arguments = {
+    options = {
         "embedding_directory": folder_paths.get_folder_paths("embeddings"),
         "tokenizer_data": {"spiece_model": tokenizer},
         "parameters": comfy.utils.calculate_parameters(state),
         "model_options": {f"{TOKENS}_model_config": config},
-        "state_dict": [state],
         "disable_dynamic": disable_dynamic,
     }
     if packed.is_packed(state):  # the dynamic patcher of newer hosts moves no packed bytes
-        arguments["model_options"]["custom_operations"] = packed.PackedOps
-        arguments["disable_dynamic"] = True
-    known = inspect.signature(comfy.sd.CLIP.__init__).parameters
-    clip = comfy.sd.CLIP(target, **{name: value for name, value in arguments.items() if name in known})
-    if "state_dict" not in known:  # 0.3.75 loads the weights in a second step
-        clip.load_sd(state)
-    return clip
+        options["model_options"]["custom_operations"] = packed.PackedOps
+        options["disable_dynamic"] = True
+    return compat.make_clip(target, state, **options)
 
 
 def _host_quantisation(state, metadata, path):
     """`state` in the form of quantised weights that this host's operations read."""
-    if hasattr(comfy.utils, "convert_old_quants"):
-        return comfy.utils.convert_old_quants(state, metadata=metadata)[0]
+    converted = compat.convert_quantised(state, metadata)
+    if converted is not None:
+        return converted
     if "_quantization_metadata" in metadata or any(name.endswith(".comfy_quant") for name in state):
         title = os.path.basename(path)
         raise ValueError(

@@ -9,11 +9,11 @@ import logging
 
 import comfy.conds
 import comfy.model_base
-import comfy.supported_models
 import torch
 
 from ...wan_model.dit.config import DiTConfig
 from ...wan_model.variants import PATCH, VARIANTS
+from .. import compat
 from . import conditions, memory, packed, precision
 from .dit import HostDiT
 
@@ -96,18 +96,17 @@ def configuration(config: DiTConfig):
 
 def config_class(variant: str) -> type:
     """Return the host's configuration class of a variant."""
-    return _of_host(comfy.supported_models, VARIANTS[variant].host.config, variant)
+    return _known(compat.config_class(VARIANTS[variant].host.config), variant)
 
 
 @functools.cache
 def model_class(variant: str) -> type:
     """Return the host's model class of a variant with `HostModel` mixed in; raise ValueError if it has none."""
     name = VARIANTS[variant].host.model
-    return type(name, (HostModel, _of_host(comfy.model_base, name, variant)), {})
+    return type(name, (HostModel, _known(compat.model_class(name), variant)), {})
 
 
-def _of_host(module, name: str, variant: str) -> type:
-    found = getattr(module, name, None)
+def _known(found: type | None, variant: str) -> type:
     if found is None:
         raise ValueError(f"This ComfyUI does not know {VARIANTS[variant].title} models of Wan: update ComfyUI.")
     return found

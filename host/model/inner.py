@@ -28,9 +28,11 @@ from ...wan_model.dit.layers import (
 from ...wan_model.dit.parts.vace import VaceBlock
 from ...wan_model.dit.rope import THETA, Positions
 from ...wan_model.variants import PATCH, TEXT_LENGTH
+from .. import compat
 
 INPUTS = "wan_block_inputs"  # our inputs of a block, among the transformer_options of a block that runs as the host's
 PARTS = ("self_attn", "cross_attn", "ffn", "norm1", "norm2", "norm3")  # of a block
+SERVED = compat.wan_patches()
 STEPS = ("_forward", "forward_orig")  # of the host's network, which other packs wrap
 KINDS = {"self_attn": SelfAttention, "cross_attn": CrossAttention, "ffn": FeedForward}
 
@@ -247,19 +249,6 @@ def served_patches(options: dict, name: str) -> tuple:
 def _takes_one_argument(patch) -> bool:
     required = [p for p in inspect.signature(patch).parameters.values() if p.default is p.empty]
     return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in required) <= 1
-
-
-def _served() -> frozenset[str]:
-    """Return the names of the patches that the host's Wan network calls: its functions hold them as constants."""
-    marks = {
-        "attn1_patch": (wan.WanSelfAttention.forward, "attn1_patch"),
-        "attn2_patch": (wan.WanAttentionBlock.forward, "attn2_patch"),
-        "double_block": (wan.WanModel.forward_orig, "img_offset"),
-    }
-    return frozenset(name for name, (function, mark) in marks.items() if mark in str(function.__code__.co_consts))
-
-
-SERVED = _served()
 
 
 def check_control(network: nn.Module) -> None:

@@ -11,6 +11,7 @@ from ...wan_model import checkpoint
 from ...wan_model.dit.config import DiTConfig
 from ...wan_model.dit.model import dit_config
 from ...wan_model.weights import ggml
+from .. import compat
 from ..observe import preview, timing
 from . import attention as host_attention
 from . import compiled, offload, packed, precision
@@ -97,12 +98,9 @@ def place(module: torch.nn.Module, state_dict: dict, dtypes: Mapping[str, torch.
 
 
 def make_patcher(model, device, offload_device, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """The host's patcher around `model`. Looked up late: a newer host rebinds its name to its dynamic patcher."""
-    # That one brings weights to the device in the types that are noted here.
-    getattr(comfy.model_management, "archive_model_dtypes", lambda _: None)(model)
-    patcher_class = comfy.model_patcher.ModelPatcher
-    if not disable_dynamic:
-        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
+    """Return the host's patcher around `model`; disable_dynamic as in `build`."""
+    compat.archive_dtypes(model)
+    patcher_class = compat.patcher_class(dynamic=not disable_dynamic)
     is_plain = patcher_class is comfy.model_patcher.ModelPatcher
     if packed.holds_packed(model) or (is_plain and packed.holds_quantised(model)):
         patcher_class = PackedPatcher

@@ -7,6 +7,8 @@ import comfy.model_patcher
 import comfy.utils
 import torch
 
+from .. import compat
+
 
 class Home(NamedTuple):
     """What the host keeps of a weight to put it back; the names are the host's."""
@@ -45,17 +47,12 @@ class MappedPatcher(comfy.model_patcher.ModelPatcher):
             self.backup[key] = Home(comfy.utils.get_attr(self.model, key).data)  # the parameter itself will move
 
 
-def is_dynamic(patcher) -> bool:
-    """Whether it is the patcher of a newer host that takes room on the device, and gives way there, by itself."""
-    return getattr(patcher, "is_dynamic", lambda: False)()
-
-
 def leave_device(patcher) -> None:
     """Takes the model of a host patcher off its device, where the host would leave it until memory is short.
 
     A dynamic patcher gives way by itself, and keeps what it can for the next time.
     """
-    if is_dynamic(patcher):
+    if compat.is_dynamic(patcher):
         return
     management = comfy.model_management
     others = [m for m in management.current_loaded_models if m.model is None or m.model.model is not patcher.model]

@@ -3,13 +3,13 @@
 import comfy.model_management
 import comfy.ops
 import comfy.quant_ops
-import comfy.supported_models_base
 import comfy.utils
 import torch
 
 from ...wan_model import checkpoint
 from ...wan_model.dit.model import FLOAT32_NAMES
 from ...wan_model.weights import quantisation
+from .. import compat
 from . import packed
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -82,7 +82,7 @@ def stored(state_dict: dict, weights: torch.dtype, compute: torch.dtype | None) 
 
 def is_quantised(model_config) -> bool:
     """Whether `configure` found layers for the host's own operations on quantised weights."""
-    return bool(model_config.quant_config if _has_markers() else model_config.layer_quant_config)
+    return bool(model_config.quant_config if compat.reads_markers() else model_config.layer_quant_config)
 
 
 def restore_float32(module: torch.nn.Module, state_dict: dict) -> None:
@@ -100,11 +100,6 @@ def _file_dtype(state_dict, supported):
     return comfy.model_management.unet_dtype(model_params=size, supported_dtypes=supported, weight_dtype=own)
 
 
-def _has_markers() -> bool:
-    """Whether this host reads the marker beside each quantised layer, and not a table in the configuration."""
-    return not hasattr(comfy.supported_models_base.BASE, "layer_quant_config")
-
-
 def expect(path: str, kinds: tuple[str, ...], node: str) -> checkpoint.Inspection:
     """`checkpoint.expect`, and `check_forms` of what it finds."""
     found = checkpoint.expect(path, kinds, node)
@@ -115,7 +110,7 @@ def expect(path: str, kinds: tuple[str, ...], node: str) -> checkpoint.Inspectio
 def check_forms(layers: dict[str, dict]) -> None:
     """Raise ValueError for layers in a form that this host cannot read. layers: as `checkpoint.Inspection` has them."""
     unknown = {str(form.get("format")) for form in layers.values()} - comfy.quant_ops.QUANT_ALGOS.keys()
-    if not _has_markers():
+    if not compat.reads_markers():
         unknown -= quantisation.FP8_FORMATS
     if unknown:
         raise ValueError(
@@ -127,7 +122,7 @@ def check_forms(layers: dict[str, dict]) -> None:
 def _mark(model_config, layers, state_dict):
     """Quantised layers in the form of each host: 0.3.75 wants a table of them, newer ones read the markers."""
     check_forms(layers)
-    if _has_markers():
+    if compat.reads_markers():
         model_config.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
         return state_dict
     # Its one layout reads every fp8 type by its name for the first, but multiplies in that one alone.

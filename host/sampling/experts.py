@@ -8,7 +8,7 @@ import comfy.model_management
 from ...wan_model import solvers
 from ...wan_model.messages import Message
 from ...wan_model.variants import VARIANTS
-from ..model import offload
+from .. import compat
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def release(following: Expert, run: solvers.Run) -> None:
 
     A dynamic patcher takes what it needs by itself, and keeps what it can for the next run.
     """
-    if offload.is_dynamic(following.model):
+    if compat.is_dynamic(following.model):
         return
     device = following.model.load_device
     before = comfy.model_management.get_free_memory(device)

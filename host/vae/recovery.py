@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 import comfy.model_management
 import torch
 
+from .. import compat
+
 RAM = torch.device("cpu")
 PHRASES = (  # in RuntimeErrors that are not torch's own out-of-memory error
     "CUDNN_STATUS_ALLOC_FAILED",
@@ -24,10 +26,9 @@ PHRASES = (  # in RuntimeErrors that are not torch's own out-of-memory error
 
 def ran_out(error: RuntimeError) -> bool:
     """Return whether an error says that the device's memory is used up."""
-    known = getattr(comfy.model_management, "is_oom", None)  # of a newer host, which also clears the device's error
-    if known(error) if known else isinstance(error, comfy.model_management.OOM_EXCEPTION):
+    if compat.is_out_of_memory(error):
         return True
-    if isinstance(error, getattr(torch, "AcceleratorError", ())):  # the host alone can clear it
+    if compat.is_accelerator_error(error):  # the host alone can clear it
         return False
     return any(phrase in str(error) for phrase in PHRASES)
 

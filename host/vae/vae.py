@@ -6,7 +6,7 @@ the device as they are decoded, so device memory depends on one step and not on 
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import comfy.model_management
 import comfy.ops
@@ -20,8 +20,8 @@ from ...wan_model.messages import Message
 from ...wan_model.vae import Runtime, fit_decode, fit_encode, lay_out, make_vae, plan_decode, plan_encode, vae_config
 from ...wan_model.vae.tiling import MIN_TILE
 from ...wan_model.variants import FAMILIES, TIME_STRIDE
+from .. import compat
 from ..messages import latents
-from ..model import memory
 from ..model.loading import make_patcher, place
 from ..model.precision import FLOATS
 from .float32 import exact
@@ -116,7 +116,7 @@ class HostVAE(comfy.sd.VAE):
 
     def vae_output_dtype(self):
         """Return the dtype of the host's images."""
-        return getattr(comfy.model_management, "intermediate_dtype", lambda: torch.float32)()
+        return compat.image_dtype()
 
     # What the host's nodes call
 
@@ -195,7 +195,7 @@ class HostVAE(comfy.sd.VAE):
             runtime=self.runtime,
             **self.prepare(plan_decode, fit_decode, shape, frame, tile, self.vae_dtype),
         )
-        images = (self.images(chunk) for chunk in resumed(stream, lambda: on_device(self.device)))
+        images = (self.images(chunk) for chunk in resumed(stream, lambda: compat.on_device(self.device)))
         return off_device(images, self.device, self.output_device)
 
     def images(self, chunk: torch.Tensor) -> torch.Tensor:
@@ -224,7 +224,7 @@ class HostVAE(comfy.sd.VAE):
     @contextmanager
     def exactly(self) -> Iterator[None]:
         """Encode inside this context: on the device, without TF32 for float32."""
-        with on_device(self.device), exact(self.encode_dtype):
+        with compat.on_device(self.device), exact(self.encode_dtype):
             yield
 
     def prepare(self, plan, fit, shape, frame, tile, dtype) -> dict:
@@ -236,24 +236,19 @@ class HostVAE(comfy.sd.VAE):
         chosen = None if tile == AUTO else tuple(t or max(side, MIN_TILE) for t, side in zip(tile, frame, strict=True))
         needed = self.plan(plan, shape, chosen, dtype).peak_bytes
         least = needed if chosen else self.plan(plan, shape, fit(self.config, shape, 0, dtype), dtype).peak_bytes
-        with on_device(self.device):
+        with compat.on_device(self.device):
             comfy.model_management.load_models_gpu(
                 [self.patcher],
                 memory_required=needed,
                 minimum_memory_required=least,  # beyond it weights come first
             )
-        budget = memory.free(self.device) * USABLE
+        budget = compat.free_memory(self.device) * USABLE
         if tile == AUTO:
             chosen = fit(self.config, shape, budget, dtype, self.runtime)
         work = self.plan(plan, shape, chosen, dtype)
         logging.info("Wan VAE: %s", work)
         stays = work.peak_bytes + work.parked_bytes <= budget
         return {"tile": chosen, "park": self.device if stays else RAM}
-
-
-def on_device(device: torch.device):
-    """Return the context in which a newer host uses `device`, which may not be the first GPU."""
-    return getattr(comfy.model_management, "cuda_device_context", nullcontext)(device)
 
 
 class StepProgress:

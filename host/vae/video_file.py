@@ -9,6 +9,8 @@ import av
 import numpy as np
 import torch
 
+from .. import compat
+
 MISSING = 1.0  # seconds; a Matroska file that ends so much before its declared end was cut off
 
 
@@ -27,7 +29,7 @@ def read_frames(video) -> Iterator[torch.Tensor]:
     """
     source = video.get_stream_source()
     name = os.path.basename(source) if isinstance(source, str) else "The video"
-    start, duration = getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))()  # 0.3.75 does not trim
+    start, duration = compat.trim_window(video)
     read, last = 0, 0.0
     try:
         with av.open(source) as container:
