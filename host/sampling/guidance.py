@@ -52,21 +52,27 @@ def apply(model, settings: Settings):
     clone = model.clone()
     clone.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY)  # of two nodes in a row the last one counts
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, predict_noise)
-    if clone.model_options.get("sampler_cfg_function") is cfg_zero:
+    if isinstance(clone.model_options.get("sampler_cfg_function"), CfgZero):
         del clone.model_options["sampler_cfg_function"]
     if settings.cfg_zero:
-        clone.set_model_sampler_cfg_function(cfg_zero)
+        clone.set_model_sampler_cfg_function(CfgZero())
     return clone
 
 
-def cfg_zero(arguments: dict) -> torch.Tensor:
-    """The host's `sampler_cfg_function`: guidance from the part of the unconditional prediction that is in line.
+class CfgZero:
+    """The host's `sampler_cfg_function` for CFG-Zero*: guidance with the unconditional prediction scaled.
 
-    Predictions are x - x0, (B, C, F, H, W); the unconditional one is scaled to lie as near to the other as it can.
+    A class, so that a later node can recognise and remove it.
     """
-    cond, uncond, scale = arguments["cond"], arguments["uncond"], arguments["cond_scale"]
-    if math.isclose(scale, 1.0):  # as the host tells that it has left out the unconditional pass
-        return cond
-    axes = tuple(range(1, cond.ndim))
-    uncond = uncond * ((cond * uncond).sum(axes, keepdim=True) / uncond.square().sum(axes, keepdim=True))
-    return uncond + scale * (cond - uncond)
+
+    def __call__(self, arguments: dict) -> torch.Tensor:
+        """Return the guided prediction x - x0 (B, C, F, H, W).
+
+        The unconditional prediction is projected onto the conditional one: scaled by the factor that brings it nearest.
+        """
+        cond, uncond, scale = arguments["cond"], arguments["uncond"], arguments["cond_scale"]
+        if math.isclose(scale, 1.0):  # the host has skipped the unconditional pass
+            return cond
+        axes = tuple(range(1, cond.ndim))
+        uncond = uncond * ((cond * uncond).sum(axes, keepdim=True) / uncond.square().sum(axes, keepdim=True))
+        return uncond + scale * (cond - uncond)
