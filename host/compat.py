@@ -40,7 +40,7 @@ def config_class(name: str) -> type | None:
 
 
 def wan_patches() -> frozenset[str]:
-    """Return the names of the patches that the host's own Wan network calls; 0.3.75 calls none of `PATCH_MARKS`."""
+    """Return the names of the patches in `PATCH_MARKS` that the host's own Wan network calls; 0.3.75 calls none."""
     functions = {name: getattr(getattr(wan, owner), method) for name, (owner, method, _) in PATCH_MARKS.items()}
     return frozenset(name for name, f in functions.items() if PATCH_MARKS[name][2] in str(f.__code__.co_consts))
 

@@ -1,4 +1,4 @@
-"""Image conditioning for Wan 2.1 image-to-video: the CLIP image encoder and its reading of the first and last frame."""
+"""Image conditioning for Wan 2.1 image-to-video: the CLIP image encoder for the first and last frame."""
 
 from comfy_api.latest import io
 

@@ -1,4 +1,4 @@
-"""A new clip and what is known of it: size, length, first and last frames."""
+"""A new clip from its size, length, first and last frames."""
 
 import torch
 from comfy_api.latest import io
@@ -84,8 +84,8 @@ class WanConditioning(io.ComfyNode):
         entries = {}
         if clip_vision_output is not None:
             entries = host_conditioning.clip_vision_entries(clip_vision_output, batch_size)
-        notes = images.lost("start_image", start, clip.width, clip.height)
-        notes += images.lost("end_image", end, clip.width, clip.height)
+        notes = images.cropping_notes("start_image", start, clip.width, clip.height)
+        notes += images.cropping_notes("end_image", end, clip.width, clip.height)
         say(cls.hidden.unique_id, ". ".join([str(clip), *notes]))
 
         tile = (tile_height, tile_width)

@@ -1,4 +1,4 @@
-"""What a model file is."""
+"""Facts about a model file."""
 
 from comfy_api.latest import io
 

@@ -15,7 +15,7 @@ FOLDER, NONE = "diffusion_models", "none"
 
 
 def validate(folder: str, name: str, kinds: tuple[str, ...], node: str):
-    """True, or the sentence that the editor shows when `name` is no file of one of `kinds`; reads the header only."""
+    """Return True, or the error for the editor if `name` is not a file of one of `kinds`; only the header is read."""
     try:
         precision.expect(files.path(folder, name), kinds, node)
     except ValueError as error:

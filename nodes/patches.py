@@ -1,4 +1,4 @@
-"""How a model is sampled: which steps are computed, and where and how they are guided."""
+"""Patches of sampling: the step cache and guidance."""
 
 from comfy_api.latest import io
 
@@ -8,7 +8,7 @@ from .search import aliases
 
 
 class WanStepCache(io.ComfyNode):
-    """MODEL that reuses its last prediction in steps where it changes little."""
+    """MODEL that reuses its last prediction while it changes little."""
 
     @classmethod
     def define_schema(cls):
@@ -47,7 +47,7 @@ class WanStepCache(io.ComfyNode):
 
 
 class WanGuidance(io.ComfyNode):
-    """MODEL that is guided only where it matters, and as CFG-Zero* does."""
+    """MODEL with guidance limited to an interval of noise levels, and with CFG-Zero*."""
 
     @classmethod
     def define_schema(cls):

@@ -1,4 +1,4 @@
-"""From noise to latent."""
+"""The sampler."""
 
 from comfy_api.latest import io
 
@@ -11,7 +11,7 @@ from .search import aliases
 
 
 def schedule_inputs() -> list:
-    """The solver, its schedule and the noise that a run starts from."""
+    """Return the inputs for the solver, its schedule and the noise."""
     return [
         io.Int.Input("steps", default=30, min=1, max=1000, tooltip="Solver steps. Official: 40 to 50."),
         io.Float.Input(
@@ -57,7 +57,7 @@ def schedule_inputs() -> list:
 
 
 def expert_inputs() -> list:
-    """The second expert of A14B and where it takes over."""
+    """Return the inputs for the second expert of A14B."""
     return [
         io.Model.Input(
             "low_noise_model",
@@ -86,7 +86,7 @@ def expert_inputs() -> list:
 
 
 def few_step_inputs() -> list:
-    """A schedule other than by steps and shift, or a part of one."""
+    """Return the inputs for presets, explicit sigmas and parts of a schedule."""
     return [
         io.Combo.Input(
             "preset",
@@ -178,7 +178,7 @@ class WanSampler(io.ComfyNode):
         sigmas=None,
         **_,
     ) -> presets.Choice:
-        """How a run with these inputs of the node samples."""
+        """Return the preset choice for these inputs of the node."""
         names = []
         for socket, found in (("model", model), ("low_noise_model", low_noise_model)):
             if found is not None:
@@ -189,13 +189,13 @@ class WanSampler(io.ComfyNode):
 
     @classmethod
     def stages(cls, choice: presets.Choice, model, low_noise_model=None, boundary=0.0, **_) -> list[Expert]:
-        """The models of a run with these inputs of the node."""
+        """Return the models of a run with these inputs of the node."""
         settings = choice.settings
         return experts(model, settings.guidance, low_noise_model, settings.low_noise_guidance, boundary)
 
     @classmethod
     def check_lazy_status(cls, **inputs) -> list[str]:
-        """The negative prompt, where it is connected, not made yet and read by one of the models."""
+        """Return the negative prompt's input if it is connected, not computed yet and read by one of the models."""
         waits = "negative" in inputs and inputs["negative"] is None
         if not waits:
             return []

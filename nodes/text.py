@@ -1,4 +1,4 @@
-"""Text: the umT5 loader and the pair of prompts."""
+"""Text: the umT5 loader and the two prompts."""
 
 from comfy_api.latest import io
 

@@ -13,7 +13,7 @@ from .vae import tile_inputs
 
 
 class WanVACE(io.ComfyNode):
-    """CONDITIONINGs and LATENT of a clip that a VACE model makes; one after the other for several contexts."""
+    """CONDITIONINGs and LATENT of a clip that a VACE model makes; chained for several contexts."""
 
     @classmethod
     def define_schema(cls):
@@ -95,7 +95,7 @@ class WanVACE(io.ComfyNode):
             control_video = images.rgb(control_video, "control_video of WanVACE", clip.width, clip.height)
         mask = host_vace.frame_masks(control_mask, control_video, clip)
         host_vace.check_previous(positive, clip, len(references))
-        notes = images.lost("control_video", control_video, clip.width, clip.height)
+        notes = images.cropping_notes("control_video", control_video, clip.width, clip.height)
         notes += host_vace.length_notes(clip, control_video)
         say(cls.hidden.unique_id, ". ".join([str(clip), *notes]))
 
@@ -104,7 +104,7 @@ class WanVACE(io.ComfyNode):
         batch, channels, frames, *sides = clip.latent
         latent = {"samples": torch.zeros(batch, channels, frames + len(references), *sides)}
         if references:
-            latent["trim_start"] = len(references)  # latent frames that WanSampler takes off again
+            latent["trim_start"] = len(references)  # latent frames that WanSampler removes again
         return io.NodeOutput(
             host_conditioning.with_entries(positive, entries, append=True),
             host_conditioning.with_entries(negative, entries, append=True),

@@ -16,7 +16,6 @@ HOST_MODULES = {
     "comfy",
     "comfy_api",
     "comfy_execution",
-    "execution",
     "folder_paths",
     "latent_preview",
     "nodes",

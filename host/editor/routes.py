@@ -1,4 +1,4 @@
-"""What the editor may ask of the pack over HTTP, under /wan: questions with an answer, which change nothing."""
+"""Read-only HTTP routes for the editor, under /wan."""
 
 import asyncio
 
@@ -66,7 +66,7 @@ QUESTIONS = {
 
 
 async def answer(request: web.Request) -> web.Response:
-    """Any request under /wan: one of `QUESTIONS`, or status 400, 404 or 405 and {"error": a sentence}."""
+    """Answer a request under /wan: one of `QUESTIONS`, or status 400, 404 or 405 with {"error": a sentence}."""
     question = QUESTIONS.get(request.match_info["question"])
     if question is None:
         return refuse(404, f"There is no such question: ask one of {', '.join(QUESTIONS)}.")
@@ -79,12 +79,12 @@ async def answer(request: web.Request) -> web.Response:
 
 
 def refuse(status: int, sentence: str, **headers: str) -> web.Response:
-    """The answer to a request that is none."""
+    """Return an error response."""
     return web.json_response({"error": sentence}, status=status, headers=headers)
 
 
 def register() -> None:
-    """Add the routes, and the state that they read, to the running server; without one there is nothing to do."""
+    """Add the routes, and the state that they read, to the running server, if there is one."""
     instance = server.running()
     if instance is not None:
         instance.app[preview.LATEST] = preview.Latest()

@@ -1,7 +1,7 @@
-"""The host's Wan model classes with our DiT in the place of the host's own.
+"""The host's Wan model classes with our DiT in place of the host's own.
 
-The host's classes stay in charge of what conditionings mean (concat latents, masks, VACE frames, held frames), so its
-own Wan nodes, samplers, LoRA loader and offloading work on our model as on its own.
+The host's classes still interpret conditionings (concat latents, masks, VACE frames, given first frames), so its Wan
+nodes, samplers, LoRA loader and offloading work on our model as on its own.
 """
 
 import functools
@@ -19,16 +19,16 @@ from .dit import HostDiT
 
 
 class HostModel:
-    """Mixed into a Wan model class of the host: it holds our DiT in the place of the host's own.
+    """Mixin over a Wan model class of the host that puts our DiT in place of the host's own.
 
-    source: name of the file that the model came from. workspace: bytes that its weights take while they are unpacked.
+    source: name of the model's file. workspace: temporary bytes for unpacking its weights.
     """
 
     source = "a Wan model"
     workspace = 0
 
     def __init__(self, model_config, config: DiTConfig):
-        def unet_model(*, operations, dtype, **_):  # without memory: `build` gives it the file's tensors
+        def unet_model(*, operations, dtype, **_):  # on the meta device: `build` assigns the file's tensors
             device = None if precision.is_quantised(model_config) else "meta"  # quantised layers load to this device
             return HostDiT(config, ops=operations, dtype=dtype, device=device)
 
@@ -37,7 +37,7 @@ class HostModel:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What the network computes in."""
+        """The dtype that the network computes in."""
         return self.manual_cast_dtype or self.get_dtype()
 
     @property
@@ -46,7 +46,7 @@ class HostModel:
         return self.diffusion_model.reads
 
     def extra_conds(self, **kwargs):
-        """What the host hands to the network for one conditioning, without the CLIP tokens where it reads none."""
+        """Return the network's arguments for one conditioning, without conditions that it does not read."""
         conds = super().extra_conds(**kwargs)
         if "clip_fea" not in self.reads and conds.pop("clip_fea", None) is not None:
             logging.warning("%s reads no CLIP vision: what WanClipVision gave is ignored.", self.source)
@@ -57,21 +57,21 @@ class HostModel:
         return conds
 
     def extra_conds_shapes(self, **kwargs):
-        """Shapes of what one conditioning adds to the clip: all that the host knows when it makes room for a run."""
+        """Return the shapes of one conditioning's arguments, from which the host estimates the memory of a run."""
         shapes = super().extra_conds_shapes(**kwargs)
         if (behind := kwargs.get("time_dim_concat")) is not None:
             shapes["time_dim_concat"] = list(behind.shape)
-        if "vace_context" in self.reads:  # an empty one where none is given
+        if "vace_context" in self.reads:  # an empty context if none is given
             shapes["vace_context"] = [1, len(kwargs.get("vace_frames") or [None])]
         return shapes
 
     def state_dict_for_saving(self, *arguments, **options):
-        """What the host writes to a file: `packed.with_values`."""
+        """Return the tensors that the host saves, as `packed.with_values` gives them."""
         saved = super().state_dict_for_saving(*arguments, **options)
         return packed.with_values(self.diffusion_model, saved, self.compute_dtype)
 
     def memory_required(self, input_shape, cond_shapes=None):
-        """Bytes to keep free for latents of `input_shape` (B, C, F, H, W): `memory.needed`."""
+        """Return the bytes to keep free for latents of `input_shape` (B, C, F, H, W), as `memory.needed`."""
         shapes = conditions.shapes(cond_shapes or {})
         return memory.needed(self.diffusion_model.config, input_shape, self.compute_dtype, shapes) + self.workspace
 

@@ -1,4 +1,4 @@
-"""Which fused kernels the DiT gets for what only moves memory: the host's own (comfy-kitchen), in the form it takes."""
+"""Fused kernels for the DiT's memory-bound operations: the host's own (comfy-kitchen), adapted to our interface."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from ...wan_model.dit.rope import Positions, rope_table
 from ...wan_model.kernels.fused import triton_kernels
 from .. import compat
 
-BACKENDS = ("cuda", "triton")  # comfy-kitchen's third, "eager", takes more passes than ours
+BACKENDS = ("cuda", "triton")  # the third, "eager", takes more passes than ours
 
 
 def choose(x: Tensor) -> Kernels:
-    """Return the host's kernels, or else our own, where they take the type and device of `x`; otherwise torch's."""
+    """Return the host's kernels, or else our own, if they support the dtype and device of `x`; otherwise torch's."""
     if compat.is_training() or x.device.type != "cuda" or x.dtype.itemsize > 2:  # the kernels have no gradient
         return TORCH
     if compat.kitchen(*BACKENDS):

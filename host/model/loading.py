@@ -27,18 +27,18 @@ def load(
     compile_blocks: bool = False,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL of a Wan diffusion file.
+    """Return the MODEL of a Wan diffusion file.
 
-    dtype: one of `precision.CHOICES`. vace_path: a file with the VACE blocks alone, which a text-to-video model gets.
+    dtype: one of `precision.CHOICES`. vace_path: a file of VACE blocks to add to a text-to-video model.
     attention: one of `attention.CHOICES`. compile_blocks: as `compiled.compile_blocks`. disable_dynamic: as in `build`.
-    Raises ValueError for a file that holds no Wan DiT, for blocks of another size, and as `precision.configure`.
+    Raise ValueError for a file that holds no Wan DiT, for blocks of another size, and as `precision.configure`.
     """
     state_dict, found = checkpoint.load_model(path)
     config = found.config
     if vace_path is not None:
         state_dict |= checkpoint.load(vace_path)[0]
         config = dit_config(state_dict)
-    # A compiled block's weights stay put.
+    # The weights of compiled blocks must not move.
     patcher = build(state_dict, dtype, disable_dynamic or compile_blocks, config)
     patcher.model.source = os.path.basename(path)
     patcher.model.mapped = offload.names(patcher.model.diffusion_model, state_dict, "diffusion_model.")
@@ -47,7 +47,7 @@ def load(
     host_attention.choose(patcher, attention)
     if compile_blocks:
         compiled.compile_blocks(patcher)
-    # How a newer host makes a second copy: for another device, or with `disable_dynamic`, which it adds.
+    # A newer host calls this for a second copy: for another device, or with `disable_dynamic`, which it adds.
     patcher.cached_patcher_init = (load, (path, dtype, vace_path, attention, compile_blocks))
     return patcher
 
@@ -55,10 +55,10 @@ def load(
 def build(
     state_dict: dict, dtype: str = "auto", disable_dynamic: bool = False, config: DiTConfig | None = None
 ) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL of weights as `checkpoint.load` gives them; arguments and errors as in `load`.
+    """Return the MODEL of weights as `checkpoint.load` gives them; arguments and errors as in `load`.
 
-    disable_dynamic: never the patcher of newer hosts that brings each weight to the device when it is used. config: of
-    these weights, where it is known already.
+    disable_dynamic: avoid the patcher of newer hosts that loads each weight when it is used. config: of these weights,
+    if it is known already.
     """
     config = config or dit_config(state_dict)
     model_config = configuration(config)
@@ -77,11 +77,10 @@ def build(
 
 
 def place(module: torch.nn.Module, state_dict: dict, dtypes: Mapping[str, torch.dtype] | None = None) -> None:
-    """Makes the tensors of `state_dict` the parameters of `module`, in `dtypes` or the dtype that each parameter had.
+    """Make the tensors of `state_dict` the parameters of `module`, in `dtypes` or the dtype that each parameter had.
 
-    A tensor that has it already stays where it is, in the memory-mapped file: loading costs no second copy. Packed
-    bytes stay as they are.
-    Raises ValueError for a name that is missing or left over.
+    A tensor that has this dtype already stays in the memory-mapped file and is not copied. Packed bytes stay packed.
+    Raise ValueError for missing and unexpected names.
     """
     wanted = dtypes or {name: parameter.dtype for name, parameter in module.named_parameters()}
     tensors = {

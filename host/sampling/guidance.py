@@ -1,4 +1,4 @@
-"""Classifier-free guidance of a MODEL: at which noise levels, and how the two predictions are joined."""
+"""Classifier-free guidance of a MODEL: its noise levels, and how it combines the two predictions."""
 
 import math
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ KEY = "wan_guidance"  # of the wrapper in the host's options
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is guided.
+    """Settings of guidance.
 
-    sigma_start, sigma_end: noise levels, 1 to 0, between which there is guidance; outside, the prompt alone is
-    predicted, at half the work (https://arxiv.org/abs/2404.07724). cfg_zero: CFG-Zero*'s scale of the unconditional
-    prediction; zero_steps: first steps that leave the noise as it is, in runs that begin with noise alone
+    sigma_start, sigma_end: noise levels, 1 to 0, between which guidance is on; outside, only the positive prompt is
+    evaluated, at half the work (https://arxiv.org/abs/2404.07724). cfg_zero: whether to scale the unconditional
+    prediction as CFG-Zero* does; zero_steps: first steps with zero velocity, in runs that start from pure noise
     (https://arxiv.org/abs/2503.18886).
     """
 
@@ -28,7 +28,7 @@ class Settings:
 
 
 def apply(model, settings: Settings):
-    """A clone of the MODEL `model` that is guided so. Raises ValueError for an interval that ends above its start."""
+    """Return a clone of the MODEL `model` with these settings; raise ValueError if sigma_end is above sigma_start."""
     if settings.sigma_end > settings.sigma_start:
         raise ValueError(
             f"Guidance would end at noise level {settings.sigma_end:g} and start at {settings.sigma_start:g}: noise "

@@ -1,4 +1,4 @@
-"""A stream that goes on in smaller tiles when the device's memory runs out."""
+"""Out-of-memory recovery: a stream continues in smaller tiles."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ PHRASES = (  # in RuntimeErrors that are not torch's own out-of-memory error
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUSPARSE_STATUS_INSUFFICIENT_RESOURCES",
-    "unable to find an engine",  # cuDNN: no way to convolve fits
+    "unable to find an engine",  # cuDNN: no convolution algorithm fits
     "No valid execution plans",  # the same from its newer front end
     "out of memory",  # of a Triton launch, and of CUDA through another library
     "MIOPEN_STATUS_ALLOC_FAILED",
@@ -25,18 +25,18 @@ PHRASES = (  # in RuntimeErrors that are not torch's own out-of-memory error
 
 
 def ran_out(error: RuntimeError) -> bool:
-    """Return whether an error says that the device's memory is used up."""
+    """Return whether an error means that the device is out of memory."""
     if compat.is_out_of_memory(error):
         return True
-    if compat.is_accelerator_error(error):  # the host alone can clear it
+    if compat.is_accelerator_error(error):  # only the host can clear it
         return False
     return any(phrase in str(error) for phrase in PHRASES)
 
 
 def resumed(stream, inside: Callable[[], AbstractContextManager]) -> Iterator[torch.Tensor]:
-    """Yield the items of `stream`; when memory runs out, go on in smaller tiles.
+    """Yield the items of `stream`; when memory runs out, continue in smaller tiles.
 
-    inside: makes the context in which the stream runs.
+    inside: returns the context manager in which the stream runs.
     """
     while True:
         try:
@@ -47,7 +47,7 @@ def resumed(stream, inside: Callable[[], AbstractContextManager]) -> Iterator[to
         except RuntimeError as error:
             if not ran_out(error):
                 raise
-            item = None  # handled outside: the exception holds on to every tensor of the failed step
+            item = None  # handled outside: the exception keeps the tensors of the failed step alive
         if item is None:
             logging.warning("Out of memory in the Wan VAE: going on in smaller tiles from where it stopped.")
             stream.split(park=RAM)

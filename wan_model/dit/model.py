@@ -239,5 +239,5 @@ def build_dit(state_dict: Mapping[str, Tensor], *, ops=nn, dtype: torch.dtype | 
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether values are stored as they are, not scaled (float8) or packed (integers)."""
+    """Return whether values are stored as they are, not scaled (float8) or packed (integers)."""
     return tensor.dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -77,7 +77,7 @@ class WanVAE(nn.Module):
         latents: (B, C, F, H, W), or an iterable of such pieces of any lengths F, which is read as it is decoded, so
         that it may be endless. runtime: kernels and thresholds for the device. device, dtype: where and in what to
         compute, to which each latent frame is moved when its turn comes (default: the latent's own). park, on_step:
-        see `Stream`. Raises ValueError for a wrong channel count, pieces of different sizes, no pieces, and tiles that
+        see `Stream`. Raise ValueError for a wrong channel count, pieces of different sizes, no pieces, and tiles that
         are too small.
         """
         whole = isinstance(latents, torch.Tensor)
@@ -148,7 +148,7 @@ class WanVAE(nn.Module):
 
 
 def _peek(pieces: Iterable[torch.Tensor], none: str) -> tuple[torch.Tensor, Iterator[torch.Tensor]]:
-    """Return the first of `pieces`, and all of them. Raises ValueError with the sentence `none` if there are none."""
+    """Return the first of `pieces`, and all of them. Raise ValueError with the sentence `none` if there are none."""
     pieces = iter(pieces)
     first = next(pieces, None)
     if first is None:
@@ -157,7 +157,7 @@ def _peek(pieces: Iterable[torch.Tensor], none: str) -> tuple[torch.Tensor, Iter
 
 
 def _alike(pieces: Iterable[torch.Tensor], first: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield `pieces`. Raises ValueError for one that differs from the `first` in more than its length."""
+    """Yield `pieces`. Raise ValueError for one that differs from the `first` in more than its length."""
     for piece in pieces:
         if piece.ndim != 5 or (piece.shape[:2], piece.shape[3:]) != (first.shape[:2], first.shape[3:]):
             raise ValueError(
@@ -218,7 +218,7 @@ def innermost(weight: torch.Tensor) -> torch.Tensor:
 def build_vae(state_dict: dict[str, torch.Tensor], *, ops=torch.nn, dtype=None, device=None) -> WanVAE:
     """Return the VAE of a checkpoint with official names, with its tensors converted to `dtype` and `device` if given.
 
-    Raises ValueError if it is not a Wan VAE, or if names are missing, unexpected or of another shape.
+    Raise ValueError if it is not a Wan VAE, or if names are missing, unexpected or of another shape.
     """
     vae = make_vae(vae_config(state_dict), ops=ops, device="meta")
     wanted = vae.state_dict()
@@ -238,7 +238,7 @@ def build_vae(state_dict: dict[str, torch.Tensor], *, ops=torch.nn, dtype=None, 
 def vae_config(state_dict: dict[str, torch.Tensor]) -> VAEConfig:
     """Infer version and sizes of a VAE from the names and shapes of its weights (official names; meta tensors will do).
 
-    Raises ValueError if they are not a Wan VAE's.
+    Raise ValueError if they are not a Wan VAE's.
     """
     names = ("encoder.conv1.weight", "decoder.conv1.weight", "decoder.head.2.weight", "conv2.weight")
     missing = [name for name in names if name not in state_dict]

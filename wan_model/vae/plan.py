@@ -18,7 +18,7 @@ def plan_decode(
 ) -> TilePlan:
     """Return the plan of decoding a latent (B, C, F, H, W) in tiles of (height, width) pixels, None for whole frames.
 
-    F is None if the length is not known before the end. itemsize: bytes in a number, or the dtype. Raises ValueError
+    F is None if the length is not known before the end. itemsize: bytes in a number, or the dtype. Raise ValueError
     if the tile is too small.
     """
     return decode_plan(_weightless(config), latent_shape, tile, _bytes(itemsize), runtime)
@@ -29,7 +29,7 @@ def plan_encode(
 ) -> TilePlan:
     """Return the plan of encoding a video (B, C, T, H, W) in tiles of (height, width) pixels, None for whole frames.
 
-    T is None if the length is not known before the end. itemsize: bytes in a number, or the dtype. Raises ValueError
+    T is None if the length is not known before the end. itemsize: bytes in a number, or the dtype. Raise ValueError
     if the tile is too small.
     """
     return encode_plan(_weightless(config), video_shape, tile, _bytes(itemsize), runtime)

@@ -239,7 +239,7 @@ def _halo(grid: Grid, inputs: tuple[list[Span], list[Span]], whole_in: Rect) -> 
 def tile_grid(height: int, width: int, tile: tuple[int, int] | None, unit: int, stride: int) -> Grid:
     """Cut a frame of height x width latent pixels into tiles of at most `tile` (height, width) pixels of video.
 
-    tile: None for whole frames. unit, stride: as in `Grid`. Raises ValueError if the tile is too small.
+    tile: None for whole frames. unit, stride: as in `Grid`. Raise ValueError if the tile is too small.
     """
     if tile is not None and min(tile) < MIN_TILE:
         raise ValueError(
