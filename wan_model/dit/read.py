@@ -11,7 +11,7 @@ from .parts import PARTS, STREAMS
 
 
 class Sizes:
-    """The shapes of a state dict, asked for by name."""
+    """The shapes of a state dict, looked up by name."""
 
     def __init__(self, state_dict: Mapping[str, Tensor]):
         self.tensors = state_dict
@@ -20,7 +20,7 @@ class Sizes:
         return name in self.tensors
 
     def size(self, name: str, axis: int) -> int:
-        """Return a side of the tensor `name`; raise ValueError if there is none."""
+        """Return a dimension of the tensor `name`; raise ValueError if there is none."""
         if name not in self.tensors or self.tensors[name].ndim <= axis:
             hint = ""
             if "vace_patch_embedding.weight" in self.tensors:

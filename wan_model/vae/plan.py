@@ -44,7 +44,7 @@ def fit_decode(
 ) -> Tile:
     """Return the largest tile whose peak memory fits the budget, None for whole frames, the smallest if none fits.
 
-    The caches of waiting tiles (`TilePlan.parked_bytes`) are taken to be parked elsewhere.
+    The caches of waiting tiles (`TilePlan.parked_bytes`) are assumed to be parked elsewhere.
     """
     stride = config.decoded_stride
     frame = latent_shape[3] * stride, latent_shape[4] * stride
@@ -75,7 +75,7 @@ def _fit(frame: tuple[int, int], stride: int, budget: int, plan: Callable[[Tile]
 
 
 def _ever_smaller(frame: tuple[int, int], stride: int) -> Iterator[Tile]:
-    """Yield whole frames, then tiles with one cut more at a time, always across the longer side."""
+    """Yield None for whole frames, then tiles with one more cut each time, across the longer side."""
     yield None
     rows = cols = 1
     while True:

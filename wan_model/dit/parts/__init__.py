@@ -1,4 +1,4 @@
-"""What the members of the Wan family add to the network, one file each."""
+"""The parts that variants add to the network of text to video, one file each."""
 
 from .base import Part
 from .camera import Camera
