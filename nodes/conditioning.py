@@ -22,9 +22,9 @@ class WanConditioning(io.ComfyNode):
             category="Wan/conditioning",
             **aliases("image to video", "i2v", "first last frame", "flf2v", "start image", "WanImageToVideo"),
             description=(
-                "Begins a clip of any Wan model but VACE: with its first frame, its last, several of both, or none "
-                "for text to video. What the model needs follows from the VAE: Wan 2.1 and A14B get a mask and an "
-                "image latent, the 5B a held first frame. Sides snap down to multiples of 16 (32 for the 5B), the "
+                "Starts a clip for any Wan model but VACE, from first frames, last frames, both, or none (text to "
+                "video). The VAE decides the form: Wan 2.1 and A14B get a mask and an image latent, the 5B keeps its "
+                "first frame in the latent. Sides snap down to multiples of 16 (32 for the 5B), the "
                 "length to 4n+1. Pictures are scaled to cover the clip and cropped about the centre."
             ),
             inputs=[

@@ -11,8 +11,8 @@ from .search import aliases
 
 def size_inputs() -> list[io.Int.Input]:
     """Return the widgets of every node that begins a new clip."""
-    length_tip = "Frames, 4n+1 of them: 81 are 5 seconds at 16 frames a second, 1 makes a still image."
-    batch_tip = "Clips made at once, each from its own noise."
+    length_tip = "Number of frames, 4n+1: 81 is 5 seconds at 16 frames per second, 1 is a still image."
+    batch_tip = "Clips sampled at once, each from its own noise."
     side, frames = {"min": 16, "max": geometry.MAX_SIDE, "step": 16}, {"min": 1, "max": geometry.MAX_LENGTH, "step": 4}
     return [
         io.Int.Input("width", default=832, tooltip="Width in pixels.", **side),

@@ -29,7 +29,7 @@ class WanVACE(io.ComfyNode):
             ),
             inputs=[
                 io.Conditioning.Input("positive", tooltip="What the clip should show, or another WanVACE's positive."),
-                io.Conditioning.Input("negative", tooltip="What it should not, or another WanVACE's negative."),
+                io.Conditioning.Input("negative", tooltip="What it should not show, or another WanVACE's negative."),
                 io.Vae.Input("vae", tooltip="The Wan 2.1 VAE."),
                 *size_inputs(),
                 *tile_inputs(),
@@ -44,17 +44,17 @@ class WanVACE(io.ComfyNode):
                 io.Image.Input(
                     "control_video",
                     optional=True,
-                    tooltip="Pose, depth, scribble or the video to repaint. Longer ones are cut.",
+                    tooltip="Pose, depth, scribble or the video to repaint. A longer one is cut.",
                 ),
                 io.Mask.Input(
                     "control_mask",
                     optional=True,
-                    tooltip="White where the clip is made anew, black where control_video stays: one, or one a frame.",
+                    tooltip="White where the clip is generated, black where control_video stays; one, or one a frame.",
                 ),
                 io.Image.Input(
                     "reference_image",
                     optional=True,
-                    tooltip="Pictures of subjects to show, each whole on white, as in the official code.",
+                    tooltip="Images of subjects to show, each fitted uncropped on white, as in the official code.",
                 ),
             ],
             outputs=[

@@ -128,7 +128,7 @@ def clip_vision_entries(output, batch: int) -> dict:
     count = output.penultimate_hidden_states.shape[0]
     if count not in (1, batch):
         raise ValueError(
-            f"clip_vision_output of WanConditioning is of {count} separate pictures and batch_size is {batch}: encode "
+            f"clip_vision_output of WanConditioning holds {count} separate pictures and batch_size is {batch}: encode "
             "the first and the last frame with one WanClipVision node."
         )
     return {"clip_vision_output": output}

@@ -21,7 +21,7 @@ def describe(folder: str, name: str) -> dict[str, object]:
     are multiples of. Raise ValueError for another folder, a name that is not in it and a file that is damaged.
     """
     if folder not in FOLDERS:
-        raise ValueError(f"'{folder[:80]}' is no folder of Wan models: give one of {', '.join(FOLDERS)}.")
+        raise ValueError(f"'{folder[:80]}' is not a folder of Wan models: choose one of {', '.join(FOLDERS)}.")
     path = files.path(folder, name)
     found = checkpoint.inspect(path)
     info = {"file": name, "holds": found.holds, "bytes": sum(os.path.getsize(part) for part in checkpoint.parts(path))}

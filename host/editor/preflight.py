@@ -73,7 +73,7 @@ def problem(node: str, given: dict[str, str]) -> Message | str | None:
     row = NODES.get(node)
     if row is None or row.check is None:
         checked = ", ".join(name for name, known in NODES.items() if known.check)
-        raise ValueError(f"'{node[:80]}' is no node that is checked: ask for one of {checked}.")
+        raise ValueError(f"'{node[:80]}' is not a node with a check: ask for one of {checked}.")
     signature = inspect.signature(row.check)
     try:
         signature.bind(**given)

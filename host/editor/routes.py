@@ -20,7 +20,7 @@ async def get_preview(request: web.Request) -> web.Response:
     """GET /wan/preview?key=K: the newest frames of a run as a JPEG, `preview.Sheet.jpeg`."""
     sheet = request.app[preview.LATEST].of(request.query.get("key", ""))
     if sheet is None:
-        return refuse(404, "This run shows no preview any more: another one has begun.")
+        return refuse(404, "The preview of this run is gone: another run has started.")
     body = await asyncio.to_thread(sheet.jpeg)
     return web.Response(body=body, content_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
@@ -69,9 +69,9 @@ async def answer(request: web.Request) -> web.Response:
     """Answer a request under /wan: one of `QUESTIONS`, or status 400, 404 or 405 with {"error": a sentence}."""
     question = QUESTIONS.get(request.match_info["question"])
     if question is None:
-        return refuse(404, f"There is no such question: ask one of {', '.join(QUESTIONS)}.")
+        return refuse(404, f"There is no such route: use one of {', '.join(QUESTIONS)}.")
     if request.method not in ("GET", "HEAD"):
-        return refuse(405, f"{request.method} is not answered here: ask with GET.", Allow="GET, HEAD")
+        return refuse(405, f"{request.method} is not supported here: ask with GET.", Allow="GET, HEAD")
     try:
         return await question(request)
     except ValueError as error:

@@ -191,7 +191,7 @@ def _host_quantisation(state, metadata, path):
     if "_quantization_metadata" in metadata or any(name.endswith(".comfy_quant") for name in state):
         title = os.path.basename(path)
         raise ValueError(
-            f"'{title}' is quantised in a form that only a newer ComfyUI reads: update it, or choose a file in "
+            f"'{title}' is quantised in a form that needs a newer ComfyUI: update it, or choose a file in "
             "bfloat16 or in the older fp8_scaled form."
         )
     return state
@@ -217,7 +217,7 @@ def _check_tokenizer(tokenizer, vocabulary, path):
         raise ValueError(f"The tokenizer of '{title}' is damaged ({error}): download the file again.") from error
     if pieces > vocabulary:
         raise ValueError(
-            f"The tokenizer of '{title}' has {pieces} pieces, the weights {vocabulary}: take both from one source."
+            f"The tokenizer of '{title}' has {pieces} pieces, the weights {vocabulary}: use both from the same source."
         )
 
 
@@ -227,7 +227,7 @@ def _truncate(clip, row, title):
     lost = clip.tokenizer.untokenize(row[TEXT_LENGTH - 1 : -1])
     text = "".join(piece for _, piece in lost).replace("\u2581", " ").strip()
     logging.warning(
-        "The %s prompt has %d tokens and Wan reads %d: the last part is left out, from '%s' on.",
+        "The %s prompt has %d tokens and Wan reads %d: the rest is dropped, from '%s' on.",
         title, len(row), TEXT_LENGTH, text[:80],
     )  # fmt: skip
     return [*row[: TEXT_LENGTH - 1], END]

@@ -101,7 +101,7 @@ def check_picture(image: torch.Tensor, title: str) -> torch.Tensor:
         raise ValueError(f"{title} of WanClipVision has {channels} channels, it takes 1, 3 or 4: connect an RGB image.")
     if min(height, width) < MIN_SIDE or max(height, width) > MAX_ASPECT * min(height, width):
         raise ValueError(
-            f"{title} of WanClipVision is {width}x{height} and the encoder wants sides of at least {MIN_SIDE} pixels "
+            f"{title} of WanClipVision is {width}x{height} and the encoder needs sides of at least {MIN_SIDE} pixels "
             f"and at most {MAX_ASPECT} to 1: crop or scale the image before it."
         )
     return image.expand(-1, -1, -1, 3) if channels == 1 else image[..., :3]

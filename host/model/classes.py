@@ -49,7 +49,7 @@ class HostModel:
         """Return the network's arguments for one conditioning, without conditions that it does not read."""
         conds = super().extra_conds(**kwargs)
         if "clip_fea" not in self.reads and conds.pop("clip_fea", None) is not None:
-            logging.warning("%s reads no CLIP vision: what WanClipVision gave is ignored.", self.source)
+            logging.warning("%s does not read CLIP vision: the output of WanClipVision is ignored.", self.source)
         if "context_latents" in self.reads and (sources := kwargs.get("context_latents")) is not None:
             conds["context_latents"] = comfy.conds.CONDList([self.process_latent_in(source) for source in sources])
         if "camera" in self.reads and (rays := kwargs.get("camera_conditions")) is not None:

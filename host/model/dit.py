@@ -58,7 +58,7 @@ class HostDiT(WanDiT, inner.InnerNetwork):
         if is_finite(v):
             return v
         logging.warning(
-            "%s: the result was not finite and is computed again with exact attention.", step(transformer_options)
+            "%s: the result was not finite; computing it again with exact attention.", step(transformer_options)
         )
         options = transformer_options | {attention.OVERRIDE: attention.exact}
         v = self.predict(*arguments, options, **kwargs)

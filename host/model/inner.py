@@ -216,8 +216,8 @@ def _encoded(network: nn.Module, positions, latent: Tensor, options: dict) -> Te
     """Return the table that another pack's `rope_encode` gives."""
     if len(positions) > 1:
         raise ValueError(
-            f"Another node replaces rope_encode, which knows the clip's tokens only, and this run has {len(positions)} "
-            "streams of tokens: take that node or the reference latents off."
+            f"Another node replaces rope_encode, which covers only the clip, and this run has {len(positions)} "
+            "streams of tokens: remove that node or the reference latents."
         )
     frames, rows, columns = positions[0].grid
     size = (frames * PATCH[0], rows * PATCH[1], columns * PATCH[2])
@@ -258,7 +258,7 @@ def check_control(network: nn.Module) -> None:
         if is_replaced(block) or (compiled and is_altered(block)):
             raise ValueError(
                 f"Another node replaces vace_blocks.{index} of the network{' and compiles it' if compiled else ''}, "
-                "which this model does not serve: take that node off, or load the model with Load Diffusion Model."
+                "which this model does not support: remove that node, or load the model with Load Diffusion Model."
             )
 
 

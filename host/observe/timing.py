@@ -71,7 +71,7 @@ class Timer:
             with open(_path(), "w", encoding="utf-8") as file:
                 json.dump(dict(list(entries.items())[-KEPT:]), file)
         except OSError as error:
-            logging.warning("The time of this run could not be kept for the next estimate: %s", error)
+            logging.warning("The time of this run could not be kept for later estimates: %s", error)
 
 
 def expected(config: DiTConfig, identity: str, device: str, length: int) -> tuple[float | None, str]:

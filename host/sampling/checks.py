@@ -98,6 +98,6 @@ def check_start(schedule: Schedule, add_noise: bool, before: Unfinished | None) 
         before.check_start(schedule)
     elif not add_noise and float(schedule.sigmas[0]) >= solvers.SIGMA_MAX[schedule.solver]:
         raise ValueError(
-            "add_noise is off and the run starts at full noise, where nothing of the latent is left: turn it on, or "
+            "add_noise is off and the run starts at full noise, which replaces the latent: turn it on, or "
             "set start_step to the step at which the other sampler ended."
         )

@@ -116,7 +116,7 @@ class Choice:
             logging.info("Preset %s. %s", preset.name, preset.about)
         elif self.name == AUTO:
             files = ", ".join(self.names) or "this model"
-            logging.info("Preset auto: none is known for %s, the sampler's own settings count.", files)
+            logging.info("Preset auto: none is known for %s; the sampler's own settings are used.", files)
         elif (advice := advise(self.widgets, self.names)) is not None:
             logging.warning("%s", advice)
 

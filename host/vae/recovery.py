@@ -49,7 +49,7 @@ def resumed(stream, inside: Callable[[], AbstractContextManager]) -> Iterator[to
                 raise
             item = None  # handled outside: the exception keeps the tensors of the failed step alive
         if item is None:
-            logging.warning("Out of memory in the Wan VAE: going on in smaller tiles from where it stopped.")
+            logging.warning("Out of memory in the Wan VAE: continuing in smaller tiles.")
             stream.split(park=RAM)
             comfy.model_management.soft_empty_cache()
         else:

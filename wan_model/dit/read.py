@@ -42,7 +42,7 @@ def read_config(state_dict: Mapping[str, Tensor], header: Mapping[str, object] |
     sizes = Sizes(state_dict)
     dim, layers = sizes.size("head.modulation", 2), sizes.count("blocks.")
     if dim % HEAD_DIM:
-        raise ValueError(f"This is not a Wan DiT: width {dim} is no multiple of {HEAD_DIM}.")
+        raise ValueError(f"This is not a Wan DiT: width {dim} is not a multiple of {HEAD_DIM}.")
     in_dim, out_dim = sizes.size("patch_embedding.weight", 1), sizes.size("head.head.bias", 0) // PATCH_AREA
     found = [name for name, kind in PARTS.items() if kind.mark in sizes]
     variant = find(in_dim, out_dim, found, header)

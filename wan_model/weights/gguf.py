@@ -138,7 +138,7 @@ class _Reader:
     def info(self) -> tuple[tuple[int, ...], int, int]:
         dims = self.number("I")
         if dims > MAX_DIMS:
-            raise corrupt(self.path, f"a tensor in its header has {dims} sides")
+            raise corrupt(self.path, f"a tensor in its header has {dims} dimensions")
         sides = [self.number("Q") for _ in range(dims)]
         return tuple(reversed(sides)), self.number("I"), self.number("Q")  # ggml lists the innermost dimension first
 
@@ -147,7 +147,7 @@ def _place(path: Path, name: str, info: tuple, start: int, alignment: int) -> Pl
     shape, kind, offset = info
     count = math.prod(shape)
     if 0 in shape or count >= 2**48:
-        raise corrupt(path, f"tensor {name[:80]!r} has the sides {str(list(shape))[:80]}")
+        raise corrupt(path, f"tensor {name[:80]!r} has the shape {str(list(shape))[:80]}")
     if offset % alignment:
         raise corrupt(path, f"tensor {name[:80]!r} starts at byte {offset}, no multiple of {alignment}")
     if kind in ggml.PLAIN:
@@ -184,7 +184,7 @@ def _original_shapes(path: Path, places: dict[str, Place], fields: Mapping[str, 
         if shape is not None:
             valid = isinstance(shape, list) and len(shape) <= MAX_DIMS and all(type(side) is int for side in shape)
             if not valid or min(shape, default=0) < 1 or math.prod(shape) != math.prod(place.shape):
-                raise corrupt(path, f"tensor {name[:80]!r} of shape {place.shape} is said to be {str(shape)[:80]}")
+                raise corrupt(path, f"tensor {name[:80]!r} of shape {place.shape} is declared as {str(shape)[:80]}")
             place = Place(tuple(shape), place.kind, place.start, place.size)
         restored[name] = place
     return restored
