@@ -7,28 +7,28 @@ import folder_paths
 from ..wan_model.weights.files import PART
 
 EXTENSIONS = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".gguf")
-GGUF_FOLDER = "wan_gguf_{}"  # the host lists no .gguf files: the same folders once more, for these
+GGUF_FOLDER = "wan_gguf_{}"  # the host lists no .gguf files: a second entry for the same folders
 
 
 def offer(models: Path) -> None:
     """Add the folders in `models`, which is laid out as the host's models folder, to those that loaders list."""
-    for folder in sorted(models.glob("*")):  # none where somebody has deleted them
+    for folder in sorted(models.glob("*")):  # empty if somebody has deleted them
         if folder.is_dir():
             folder_paths.add_model_folder_path(folder.name, str(folder))
 
 
 def names(folder: str) -> list[str]:
-    """File names of the host's model folder `folder`, as its loaders list them, and GGUF files.
+    """Return the file names of the host's model folder `folder` as its loaders list them, and GGUF files.
 
-    A model in parts is listed once, by its first part.
+    A model split into several files is listed once, by its first file.
     """
     return [name for name in _listed(folder) if name.lower().endswith(EXTENSIONS) and _is_first(name)]
 
 
 def path(folder: str, name: str) -> str:
-    """The full path of `name`, a file in the host's model folder `folder`.
+    """Return the full path of `name`, a file in the host's model folder `folder`.
 
-    Raises ValueError for a name that is not in the list, so that no path outside the host's folders is ever opened.
+    Raise ValueError for a name that is not in the list, so that no path outside the host's folders is ever opened.
     """
     if name not in _listed(folder):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Messages on nodes, and what several messages name."""
+"""Messages on nodes, and wording that several messages share."""
 
 import logging
 
@@ -8,7 +8,7 @@ from . import server
 
 
 def say(node_id: str, text: str) -> None:
-    """Shows `text` on the node `node_id` in the editor and writes it to the log."""
+    """Show `text` on the node `node_id` in the editor and write it to the log."""
     logging.info("%s", text)
     instance = server.running()
     if instance is not None and node_id is not None:
@@ -16,7 +16,7 @@ def say(node_id: str, text: str) -> None:
 
 
 def latents(channels: int) -> Message:
-    """Name latents of so many channels, within another message."""
+    """Return the name of latents with `channels` channels, for use in another message."""
     family = FAMILIES.get(channels)
     if family is None:
         return Message("latents", "{channels}-channel latents", channels=channels)

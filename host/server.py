@@ -1,9 +1,9 @@
-"""The host's server, where one runs."""
+"""The host's server, if one is running."""
 
 import sys
 
 
 def running():
-    """The host's PromptServer, or None: nodes also run without one, and importing its module would begin one."""
+    """Return the host's PromptServer, or None. Importing its module would start one, and nodes also run without."""
     module = sys.modules.get("server")
     return getattr(module.PromptServer, "instance", None) if module else None

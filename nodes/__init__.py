@@ -17,7 +17,7 @@ from .video import WanVAEDecodeToVideo
 
 
 class WanExtension(ComfyExtension):
-    """What the host asks for the list of node classes."""
+    """The extension that gives the host the list of node classes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

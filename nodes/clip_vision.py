@@ -1,4 +1,4 @@
-"""Image conditioning for Wan 2.1 image-to-video: the CLIP image encoder and its reading of the first and last frame."""
+"""Image conditioning for Wan 2.1 image-to-video: the CLIP image encoder for the first and last frame."""
 
 from comfy_api.latest import io
 
@@ -55,8 +55,8 @@ class WanClipVision(io.ComfyNode):
             category="Wan/conditioning",
             **aliases("clip vision encode", "image encoder"),
             description=(
-                "What Wan 2.1 image-to-video models see of the start image and first-last-frame models of both. The "
-                "whole image is squeezed into a square, as in the official code. Wan 2.2 models do not need it."
+                "Encodes the start image for Wan 2.1 image-to-video models, and the end image too for first-last-frame "
+                "models. The whole image is squeezed into a square, as in the official code. Wan 2.2 does not need it."
             ),
             inputs=[
                 io.ClipVision.Input(
@@ -64,15 +64,15 @@ class WanClipVision(io.ComfyNode):
                 ),
                 io.Image.Input(
                     "start_image",
-                    tooltip="The first frame; of several frames, the first is read. Grey becomes RGB, alpha is lost.",
+                    tooltip="The first frame; of several, the first is used. Grey becomes RGB, alpha is dropped.",
                 ),
                 io.Image.Input(
                     "end_image",
                     optional=True,
-                    tooltip="The last frame, for first-last-frame models only; of several frames, the last is read.",
+                    tooltip="The last frame, for first-last-frame models only; of several, the last is used.",
                 ),
             ],
-            outputs=[io.ClipVisionOutput.Output(tooltip="What the model sees of the pictures, for WanConditioning.")],
+            outputs=[io.ClipVisionOutput.Output(tooltip="The encoded images, for WanConditioning.")],
         )
 
     @classmethod

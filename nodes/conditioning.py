@@ -1,4 +1,4 @@
-"""A new clip and what is known of it: size, length, first and last frames."""
+"""A new clip from its size, length, first and last frames."""
 
 import torch
 from comfy_api.latest import io
@@ -22,9 +22,9 @@ class WanConditioning(io.ComfyNode):
             category="Wan/conditioning",
             **aliases("image to video", "i2v", "first last frame", "flf2v", "start image", "WanImageToVideo"),
             description=(
-                "Begins a clip of any Wan model but VACE: with its first frame, its last, several of both, or none "
-                "for text to video. What the model needs follows from the VAE: Wan 2.1 and A14B get a mask and an "
-                "image latent, the 5B a held first frame. Sides snap down to multiples of 16 (32 for the 5B), the "
+                "Starts a clip for any Wan model but VACE, from first frames, last frames, both, or none (text to "
+                "video). The VAE decides the form: Wan 2.1 and A14B get a mask and an image latent, the 5B keeps its "
+                "first frame in the latent. Sides snap down to multiples of 16 (32 for the 5B), the "
                 "length to 4n+1. Pictures are scaled to cover the clip and cropped about the centre."
             ),
             inputs=[
@@ -84,8 +84,8 @@ class WanConditioning(io.ComfyNode):
         entries = {}
         if clip_vision_output is not None:
             entries = host_conditioning.clip_vision_entries(clip_vision_output, batch_size)
-        notes = images.lost("start_image", start, clip.width, clip.height)
-        notes += images.lost("end_image", end, clip.width, clip.height)
+        notes = images.cropping_notes("start_image", start, clip.width, clip.height)
+        notes += images.cropping_notes("end_image", end, clip.width, clip.height)
         say(cls.hidden.unique_id, ". ".join([str(clip), *notes]))
 
         tile = (tile_height, tile_width)

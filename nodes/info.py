@@ -1,4 +1,4 @@
-"""What a model file is."""
+"""Facts about a model file."""
 
 from comfy_api.latest import io
 
@@ -19,8 +19,8 @@ class WanModelInfo(io.ComfyNode):
             category="Wan/loaders",
             **aliases("what is this file", "checkpoint info", "memory"),
             description=(
-                "Says what a model file is (variant, size, precision, layout), how much memory its weights take and "
-                "which VAE, text encoder and CLIP vision go with it. Reads only its header."
+                "Shows a model file's variant, size, precision and layout, the memory of its weights, and the VAE, "
+                "text encoder and CLIP vision that it needs. Reads only the header."
             ),
             inputs=[
                 io.Combo.Input(
@@ -29,7 +29,7 @@ class WanModelInfo(io.ComfyNode):
                     tooltip="A file in models/diffusion_models, vae, text_encoders or clip_vision.",
                 ),
             ],
-            outputs=[io.String.Output(display_name="text", tooltip="The sentences about the file.")],
+            outputs=[io.String.Output(display_name="text", tooltip="The facts about the file.")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )

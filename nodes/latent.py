@@ -10,9 +10,9 @@ from .search import aliases
 
 
 def size_inputs() -> list[io.Int.Input]:
-    """The widgets of every node that begins a new clip."""
-    length_tip = "Frames, 4n+1 of them: 81 are 5 seconds at 16 frames a second, 1 makes a still image."
-    batch_tip = "Clips made at once, each from its own noise."
+    """Return the widgets of every node that begins a new clip."""
+    length_tip = "Number of frames, 4n+1: 81 is 5 seconds at 16 frames per second, 1 is a still image."
+    batch_tip = "Clips sampled at once, each from its own noise."
     side, frames = {"min": 16, "max": geometry.MAX_SIDE, "step": 16}, {"min": 1, "max": geometry.MAX_LENGTH, "step": 4}
     return [
         io.Int.Input("width", default=832, tooltip="Width in pixels.", **side),
@@ -43,7 +43,7 @@ class WanEmptyLatent(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, width=None, height=None, length=None):
-        """True, or the sentence that the editor shows; a value that comes over a wire is None here."""
+        """Return True, or the error for the editor. An input with a link is None here."""
         try:
             check_size(width, height, length)
         except ValueError as error:
@@ -58,7 +58,7 @@ class WanEmptyLatent(io.ComfyNode):
 
 
 def check_size(width: int | None, height: int | None, length: int | None) -> None:
-    """Raises ValueError where one of the three is out of range; None is not checked."""
+    """Raise ValueError if one of the three is out of range; None is not checked."""
     if width is not None:
         geometry.check_side("width", width)
     if height is not None:

@@ -15,7 +15,7 @@ FOLDER, NONE = "diffusion_models", "none"
 
 
 def validate(folder: str, name: str, kinds: tuple[str, ...], node: str):
-    """True, or the sentence that the editor shows when `name` is no file of one of `kinds`; reads the header only."""
+    """Return True, or the error for the editor if `name` is not a file of one of `kinds`; only the header is read."""
     try:
         precision.expect(files.path(folder, name), kinds, node)
     except ValueError as error:
@@ -33,42 +33,42 @@ class WanModelLoader(io.ComfyNode):
             display_name="Wan Model Loader",
             category="Wan/loaders",
             **aliases("load diffusion model", "unet loader", "wan 2.1", "wan 2.2", "vace", "gguf"),
-            description="Loads a Wan diffusion model. What it is (size, text or image to video) is read from the file.",
+            description="Loads a Wan diffusion model. Its variant and size are read from the file.",
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=files.names(FOLDER),
                     tooltip="A Wan file in models/diffusion_models: official, repackaged for ComfyUI, diffusers or "
-                    "GGUF. A model in parts is listed by its first part.",
+                    "GGUF. A model in several files is listed by its first file.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
                     options=precision.CHOICES,
                     default="auto",
-                    tooltip="Number format of the weights. auto keeps the file's where the device computes in it. fp8 "
-                    "halves their memory. A quantised file or GGUF stays so; a float format is what it computes in.",
+                    tooltip="Number format of the weights. auto keeps the file's if the device supports it. fp8 "
+                    "halves their memory. A quantised file or GGUF stays so and computes in the chosen float type.",
                 ),
                 io.Combo.Input(
                     "vace_name",
                     options=[NONE, *files.names(FOLDER)],
                     default=NONE,
                     optional=True,
-                    tooltip="A file with VACE blocks alone makes a text-to-video model of its size a VACE model.",
+                    tooltip="A file with VACE blocks only: makes a text-to-video model of its size a VACE model.",
                 ),
                 io.Combo.Input(
                     "attention",
                     options=host_attention.CHOICES,
                     default="auto",
                     optional=True,
-                    tooltip="auto is what ComfyUI was started with, sdpa is torch's own. sage is faster and less "
-                    "precise. What is not installed or does not work on this card is replaced, and the log says why.",
+                    tooltip="auto is ComfyUI's own choice, sdpa is torch's attention. sage is faster and less "
+                    "precise. If one is missing or fails on this card, auto is used and the log says why.",
                 ),
                 io.Boolean.Input(
                     "compile_blocks",
                     default=False,
                     optional=True,
                     tooltip="Compiles the transformer blocks with torch.compile: the first step takes a minute longer, "
-                    "later ones are faster. Needs Triton on a GPU; where it is not possible, the log says why.",
+                    "later ones are faster. Needs Triton on a GPU; if it does not work, the log says why.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, for WanSampler, KSampler, LoRA loaders and patches.")],
@@ -109,13 +109,13 @@ class WanVAELoader(io.ComfyNode):
                     "decode_dtype",
                     options=VAE_DTYPES,
                     default="auto",
-                    tooltip="Precision of decoding. auto is bfloat16 where the device has it: safe for decoding.",
+                    tooltip="Precision of decoding. auto is bfloat16 if the device supports it, which suffices.",
                 ),
                 io.Combo.Input(
                     "encode_dtype",
                     options=VAE_DTYPES,
                     default="auto",
-                    tooltip="Precision of encoding. auto is float32: lower ones let the colours of start images drift.",
+                    tooltip="Precision of encoding. auto is float32: lower ones shift the colours of start images.",
                 ),
             ],
             outputs=[io.Vae.Output(tooltip="The VAE, for this pack's nodes and ComfyUI's own.")],

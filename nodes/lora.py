@@ -31,7 +31,7 @@ class WanLoraLoader(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="How much of its change is added. 0 leaves the model as it is.",
+                    tooltip="Strength of the LoRA. 0 leaves the model unchanged.",
                 ),
             )
             for slot in SLOTS
@@ -43,7 +43,7 @@ class WanLoraLoader(io.ComfyNode):
             **aliases("lora", "load lora", "lightx2v"),
             description=(
                 "Adds LoRAs to a Wan model and says how many of their keys matched. For Wan 2.2 A14B use one node for "
-                "each expert, or the same for both. Changing a strength does not load the model again."
+                "each expert, or the same for both. Changing a strength does not reload the model."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="A Wan model, from WanModelLoader or another loader."),

@@ -1,4 +1,4 @@
-"""How a model is sampled: which steps are computed, and where and how they are guided."""
+"""Patches of sampling: the step cache and guidance."""
 
 from comfy_api.latest import io
 
@@ -8,7 +8,7 @@ from .search import aliases
 
 
 class WanStepCache(io.ComfyNode):
-    """MODEL that reuses its last prediction in steps where it changes little."""
+    """MODEL that reuses its last prediction while it changes little."""
 
     @classmethod
     def define_schema(cls):
@@ -18,9 +18,9 @@ class WanStepCache(io.ComfyNode):
             category="Wan/sampling",
             **aliases("teacache", "magcache", "easycache", "faster"),
             description=(
-                "Skips steps of the network where its prediction is estimated to change less than a budget, and uses "
-                "the last one again. Near-exact: the log says how many calls were saved. For WanSampler and KSampler; "
-                "each expert of A14B gets a node of its own."
+                "Skips the network in steps where its prediction is estimated to change less than a budget, and "
+                "reuses the last prediction. The result changes little; the log reports the calls saved. For "
+                "WanSampler and KSampler; use one node for each expert of A14B."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="A Wan model, with or without LoRAs and patches."),
@@ -31,13 +31,13 @@ class WanStepCache(io.ComfyNode):
                     tooltip="What the change is estimated from: easycache the movement of the latent, teacache the "
                     "time embedding, magcache the magnitude of the prediction. All are measured during the run.",
                 ),
-                fraction("budget", 0.1, "Largest estimated change of a prediction that is used again. 0 is off."),
+                fraction("budget", 0.1, "Largest estimated change of a reused prediction. 0 is off."),
                 fraction(
-                    "start_percent", 0.15, "Part of the steps before the first one that may be skipped.", step=0.01
+                    "start_percent", 0.15, "Fraction of the run before the first step that may be skipped.", step=0.01
                 ),
-                fraction("end_percent", 0.95, "Part of the steps after which none is skipped.", step=0.01),
+                fraction("end_percent", 0.95, "Fraction of the run after which no step is skipped.", step=0.01),
             ],
-            outputs=[io.Model.Output(tooltip="The model that skips steps.")],
+            outputs=[io.Model.Output(tooltip="The model with the step cache.")],
         )
 
     @classmethod
@@ -47,7 +47,7 @@ class WanStepCache(io.ComfyNode):
 
 
 class WanGuidance(io.ComfyNode):
-    """MODEL that is guided only where it matters, and as CFG-Zero* does."""
+    """MODEL with guidance limited to an interval of noise levels, and with CFG-Zero*."""
 
     @classmethod
     def define_schema(cls):
@@ -57,22 +57,22 @@ class WanGuidance(io.ComfyNode):
             category="Wan/sampling",
             **aliases("cfg", "cfg-zero", "guidance interval"),
             description=(
-                "Where and how classifier-free guidance works; its strength stays the sampler's. Outside the given "
-                "noise levels a step takes half the time. For WanSampler and KSampler; each expert of A14B gets a "
-                "node of its own."
+                "Sets the noise levels and the form of classifier-free guidance; its scale is set in the sampler. "
+                "Outside these noise levels a step takes half the time. For WanSampler and KSampler; use one node "
+                "for each expert of A14B."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="A Wan model, with or without LoRAs and patches."),
-                fraction("sigma_start", 1.0, "Highest noise level with guidance. 1 is the beginning of a run."),
+                fraction("sigma_start", 1.0, "Highest noise level with guidance. 1 is the start of a run."),
                 fraction(
                     "sigma_end",
                     0.0,
-                    "Lowest noise level with guidance. Below it only the positive prompt is predicted.",
+                    "Lowest noise level with guidance. Below it only the positive prompt is evaluated.",
                 ),
                 io.Boolean.Input(
                     "cfg_zero",
                     default=True,
-                    tooltip="CFG-Zero*: scales the negative prediction so that guidance adds only what differs in "
+                    tooltip="CFG-Zero*: scales the negative prediction so that guidance only adds the difference in "
                     "direction.",
                 ),
                 io.Int.Input(
@@ -80,11 +80,11 @@ class WanGuidance(io.ComfyNode):
                     default=0,
                     min=0,
                     max=10,
-                    tooltip="First steps that are left out, as CFG-Zero* does with 1 or 2 where the model's first "
-                    "predictions are poor. 0 leaves out none.",
+                    tooltip="First steps to skip, as CFG-Zero* does with 1 or 2 if the model's first predictions are "
+                    "poor. 0 skips none.",
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The model that is guided so.")],
+            outputs=[io.Model.Output(tooltip="The model with this guidance.")],
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""From noise to latent."""
+"""The sampler."""
 
 from comfy_api.latest import io
 
@@ -11,7 +11,7 @@ from .search import aliases
 
 
 def schedule_inputs() -> list:
-    """The solver, its schedule and the noise that a run starts from."""
+    """Return the inputs for the solver, its schedule and the noise."""
     return [
         io.Int.Input("steps", default=30, min=1, max=1000, tooltip="Solver steps. Official: 40 to 50."),
         io.Float.Input(
@@ -34,8 +34,8 @@ def schedule_inputs() -> list:
             "solver",
             options=list(solvers.SAMPLERS),
             default="unipc",
-            tooltip="unipc and dpmpp are the official second-order solvers, res_multistep too. euler and "
-            "lcm, which draws new noise in every step, suit models distilled to few steps.",
+            tooltip="unipc and dpmpp are the official solvers, of second order, as is res_multistep. euler and lcm, "
+            "which draws new noise in every step, suit models distilled to few steps.",
         ),
         io.Int.Input(
             "seed",
@@ -51,13 +51,13 @@ def schedule_inputs() -> list:
             min=0.01,
             max=1.0,
             step=0.01,
-            tooltip="1 makes a new clip. Below 1 starts from the connected clip: 0.3 changes little.",
+            tooltip="1 samples a new clip. Lower values start from the connected clip: 0.3 changes it little.",
         ),
     ]
 
 
 def expert_inputs() -> list:
-    """The second expert of A14B and where it takes over."""
+    """Return the inputs for the second expert of A14B."""
     return [
         io.Model.Input(
             "low_noise_model",
@@ -72,7 +72,7 @@ def expert_inputs() -> list:
             max=30.0,
             step=0.1,
             optional=True,
-            tooltip="Guidance of the low-noise expert. 0 is the same as guidance. Official: 3 after 4 for "
+            tooltip="Guidance of the low-noise expert. 0 uses the same value as guidance. Official: 3 after 4 for "
             "text, 3.5 for both for images.",
         ),
         fraction(
@@ -86,7 +86,7 @@ def expert_inputs() -> list:
 
 
 def few_step_inputs() -> list:
-    """A schedule other than by steps and shift, or a part of one."""
+    """Return the inputs for presets, explicit sigmas and parts of a schedule."""
     return [
         io.Combo.Input(
             "preset",
@@ -108,7 +108,7 @@ def few_step_inputs() -> list:
             min=0,
             max=TO_THE_END,
             optional=True,
-            tooltip="The first step that is run. Above 0 it goes on with the latent of a sampler that ended there.",
+            tooltip="The first step to run. Above 0 it continues the latent of a sampler that ended there.",
         ),
         io.Int.Input(
             "end_step",
@@ -116,15 +116,15 @@ def few_step_inputs() -> list:
             min=1,
             max=TO_THE_END,
             optional=True,
-            tooltip="The step at which the run ends. Below steps the latent keeps the noise that is left, for another "
-            "sampler.",
+            tooltip="The step at which the run ends. Below steps, the latent keeps its remaining noise for "
+            "another sampler.",
         ),
         io.Boolean.Input(
             "add_noise",
             default=True,
             optional=True,
-            tooltip="Off for a latent that still holds the noise of ComfyUI's own sampler. After WanSampler nothing "
-            "needs to be set.",
+            tooltip="Off for a latent that still holds the noise of ComfyUI's own sampler. Latents of "
+            "WanSampler need no change here.",
         ),
     ]
 
@@ -150,7 +150,7 @@ class WanSampler(io.ComfyNode):
                     "negative",
                     optional=True,
                     lazy=True,
-                    tooltip="What it should not show. Not needed at guidance 1, where it is not even encoded.",
+                    tooltip="What it should not show. Not needed, and not encoded, at guidance 1.",
                 ),
                 io.Latent.Input("latent", tooltip="An empty latent, or an encoded clip (with denoise below 1)."),
                 *schedule_inputs(),
@@ -178,7 +178,7 @@ class WanSampler(io.ComfyNode):
         sigmas=None,
         **_,
     ) -> presets.Choice:
-        """How a run with these inputs of the node samples."""
+        """Return the preset choice for these inputs of the node."""
         names = []
         for socket, found in (("model", model), ("low_noise_model", low_noise_model)):
             if found is not None:
@@ -189,13 +189,13 @@ class WanSampler(io.ComfyNode):
 
     @classmethod
     def stages(cls, choice: presets.Choice, model, low_noise_model=None, boundary=0.0, **_) -> list[Expert]:
-        """The models of a run with these inputs of the node."""
+        """Return the models of a run with these inputs of the node."""
         settings = choice.settings
         return experts(model, settings.guidance, low_noise_model, settings.low_noise_guidance, boundary)
 
     @classmethod
     def check_lazy_status(cls, **inputs) -> list[str]:
-        """The negative prompt, where it is connected, not made yet and read by one of the models."""
+        """Return the negative prompt's input if it is connected, not computed yet and read by one of the models."""
         waits = "negative" in inputs and inputs["negative"] is None
         if not waits:
             return []

@@ -1,11 +1,8 @@
 """Other words by which the editor's search finds a node."""
 
-import dataclasses
-
-from comfy_api.latest import io
+from ..host import compat
 
 
 def aliases(*words: str) -> dict[str, list[str]]:
-    """The argument of `io.Schema` for `words`; none on a host whose schema does not know it, such as 0.3.75."""
-    known = {field.name for field in dataclasses.fields(io.Schema)}
-    return {"search_aliases": list(words)} if "search_aliases" in known else {}
+    """Return the argument of `io.Schema` for `words`, empty on a host whose search does not know it."""
+    return {"search_aliases": list(words)} if compat.has_search_aliases() else {}

@@ -1,4 +1,4 @@
-"""Text: the umT5 loader and the pair of prompts."""
+"""Text: the umT5 loader and the two prompts."""
 
 from comfy_api.latest import io
 
@@ -58,7 +58,7 @@ class WanTextEncode(io.ComfyNode):
             **aliases("prompt", "clip text encode", "negative prompt"),
             description=(
                 "Turns both prompts into conditioning, cleaned as in the official code and cut at 512 tokens. Text is "
-                "literal: parentheses do not weigh words. For weights, use CLIPTextEncode with the same CLIP."
+                "literal: parentheses do not weight words. For weights, use CLIPTextEncode with the same CLIP."
             ),
             inputs=[
                 io.Clip.Input("clip", tooltip="umT5, from WanTextEncoderLoader or from CLIPLoader with type wan."),

@@ -13,7 +13,7 @@ from .vae import tile_inputs
 
 
 class WanVACE(io.ComfyNode):
-    """CONDITIONINGs and LATENT of a clip that a VACE model makes; one after the other for several contexts."""
+    """CONDITIONINGs and LATENT of a clip that a VACE model makes; chained for several contexts."""
 
     @classmethod
     def define_schema(cls):
@@ -29,7 +29,7 @@ class WanVACE(io.ComfyNode):
             ),
             inputs=[
                 io.Conditioning.Input("positive", tooltip="What the clip should show, or another WanVACE's positive."),
-                io.Conditioning.Input("negative", tooltip="What it should not, or another WanVACE's negative."),
+                io.Conditioning.Input("negative", tooltip="What it should not show, or another WanVACE's negative."),
                 io.Vae.Input("vae", tooltip="The Wan 2.1 VAE."),
                 *size_inputs(),
                 *tile_inputs(),
@@ -44,17 +44,17 @@ class WanVACE(io.ComfyNode):
                 io.Image.Input(
                     "control_video",
                     optional=True,
-                    tooltip="Pose, depth, scribble or the video to repaint. Longer ones are cut.",
+                    tooltip="Pose, depth, scribble or the video to repaint. A longer one is cut.",
                 ),
                 io.Mask.Input(
                     "control_mask",
                     optional=True,
-                    tooltip="White where the clip is made anew, black where control_video stays: one, or one a frame.",
+                    tooltip="White where the clip is generated, black where control_video stays; one, or one a frame.",
                 ),
                 io.Image.Input(
                     "reference_image",
                     optional=True,
-                    tooltip="Pictures of subjects to show, each whole on white, as in the official code.",
+                    tooltip="Images of subjects to show, each fitted uncropped on white, as in the official code.",
                 ),
             ],
             outputs=[
@@ -100,7 +100,7 @@ class WanVACE(io.ComfyNode):
             control_video = images.rgb(control_video, "control_video of WanVACE", clip.width, clip.height)
         mask = host_vace.frame_masks(control_mask, control_video, clip)
         host_vace.check_previous(positive, clip, len(references))
-        notes = images.lost("control_video", control_video, clip.width, clip.height)
+        notes = images.cropping_notes("control_video", control_video, clip.width, clip.height)
         notes += host_vace.length_notes(clip, control_video)
         say(cls.hidden.unique_id, ". ".join([str(clip), *notes]))
 
@@ -109,7 +109,7 @@ class WanVACE(io.ComfyNode):
         batch, channels, frames, *sides = clip.latent
         latent = {"samples": torch.zeros(batch, channels, frames + len(references), *sides)}
         if references:
-            latent["trim_start"] = len(references)  # latent frames that WanSampler takes off again
+            latent["trim_start"] = len(references)  # latent frames that WanSampler removes again
         return io.NodeOutput(
             host_conditioning.with_entries(positive, entries, append=True),
             host_conditioning.with_entries(negative, entries, append=True),

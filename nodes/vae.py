@@ -26,7 +26,7 @@ class WanVAEDecode(io.ComfyNode):
             display_name="Wan VAE Decode",
             category="Wan/vae",
             **aliases("vae decode", "latent to images"),
-            description="Decodes a latent clip to images, one latent frame at a time, in tiles where memory is short.",
+            description="Decodes a latent clip to images, one latent frame at a time, in tiles if memory is short.",
             inputs=[
                 io.Vae.Input("vae", tooltip="From WanVAELoader."),
                 io.Latent.Input("samples", tooltip="The latent clip."),
@@ -52,7 +52,7 @@ class WanVAEEncode(io.ComfyNode):
             category="Wan/vae",
             **aliases("vae encode", "video to latent"),
             description=(
-                "Encodes images or a video as one clip. Frames beyond the last 4n+1 are left out, sides are cropped. A "
+                "Encodes images or a video as one clip. Frames beyond the last 4n+1 are dropped, sides are cropped. A "
                 "video is read frame by frame."
             ),
             inputs=[

@@ -31,9 +31,9 @@ class WanVAEDecodeToVideo(io.ComfyNode):
                     min=1.0,
                     max=120.0,
                     step=1.0,
-                    tooltip="Frames a second. Wan 2.1 and A14B make clips of 16, the 5B of 24.",
+                    tooltip="Frames per second. Wan 2.1 and A14B make 16, the 5B makes 24.",
                 ),
-                io.Audio.Input("audio", optional=True, tooltip="Sound of the video; what outlasts the frames is cut."),
+                io.Audio.Input("audio", optional=True, tooltip="Sound of the video, cut to the length of the frames."),
             ],
             outputs=[io.Video.Output(tooltip="The video, for SaveVideo: decoded while it is saved.")],
         )

@@ -12,6 +12,16 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sys.executable).parent
 OUTSIDE = {"host": {"nodes"}, "wan_model": {"nodes", "host"}}  # rooms that a room must not know
 MODEL_IMPORTS = {"torch", "einops", "safetensors"}  # besides the standard library
+HOST_MODULES = {
+    "comfy",
+    "comfy_api",
+    "comfy_execution",
+    "folder_paths",
+    "latent_preview",
+    "nodes",
+    "server",
+}
+PROBES = {"getattr", "hasattr", "dir", "vars", "signature", "fields", "find_spec", "import_module"}
 OPTIONAL_IMPORTS = {"triton_kernels.py": {"triton"}}  # of a module that is only imported where these are there
 
 
@@ -44,6 +54,32 @@ def test_imports_run_downwards(room):
         depth = len(path.relative_to(ROOT).parts)
         upward = [name for level, name in imports(path) if level >= depth and name.split(".")[0] in OUTSIDE[room]]
         assert not upward, f"{path.relative_to(ROOT)} imports {upward}"
+
+
+def probes(path: Path) -> list[str]:
+    """Return the expressions in `path` that ask a module of the host, or something imported from one, what it has."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported = [
+        (alias.asname or alias.name.split(".")[0], module or alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.level == 0)
+        for alias in node.names
+        for module in [getattr(node, "module", None)]
+    ]
+    of_host = {name for name, module in imported if module.split(".")[0] in HOST_MODULES}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    asked = [call for call in calls if ast.unparse(call.func).split(".")[-1] in PROBES]
+    found = [call for call in asked if of_host & {n.id for n in ast.walk(call.args[0]) if isinstance(n, ast.Name)}]
+    handlers = [node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.type]
+    found += [handler.type for handler in handlers if "ImportError" in ast.unparse(handler.type)]
+    return [ast.unparse(node) for node in found]
+
+
+def test_only_compat_probes_the_host():
+    compat = ROOT / "host" / "compat.py"
+    assert len(probes(compat)) >= 10  # the rule sees what it forbids
+    for path in (*(ROOT / "host").rglob("*.py"), *(ROOT / "nodes").rglob("*.py")):
+        assert path == compat or not probes(path), f"{path.relative_to(ROOT)} probes the host: {probes(path)}"
 
 
 def test_wan_model_imports_torch_and_no_host():

@@ -1,4 +1,4 @@
-"""Weights files: recognised by names and shapes alone, then loaded memory-mapped, in official names."""
+"""Weights files: recognised by their names and shapes, then loaded memory-mapped under official names."""
 
 import logging
 import re
@@ -74,16 +74,17 @@ SHOWN = 5  # names that a message spells out
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file holds, from its header.
+    """The content of a file, read from its header.
 
-    holds: in words. variant: a member of `DIT`, `VAE`, `TEXT_ENCODER` or `CLIP_VISION`, or None for another model.
-    quantisation: None for plain float weights, else "fp8_e4m3fn", "fp8_e5m2", "fp8_scaled", "comfy_quant" or, for a
-    GGUF file, "gguf" and its main format, such as "gguf_q4_k". layout: who names the parameters so, in words.
-    names: the file's names to the official ones. tensors: meta tensors by official name; a CLIP vision encoder keeps
-    the names of its own layout, which may split or fuse the projections of its attention. layers: the form of each
-    quantised layer that the file marks, by official name. config: sizes of a whole DiT or a VAE. marks: as
-    `marks.read_marks`. latent_rgb: as `marks.read_latent_rgb`. notes: sentences for the log on what was chosen and what
-    is left out. elsewhere: whether ComfyUI's own loader runs this relative of Wan and this pack does not.
+    holds: a description in words. variant: a member of `DIT`, `VAE`, `TEXT_ENCODER` or `CLIP_VISION`, or None for
+    another model. quantisation: None for plain float weights, else "fp8_e4m3fn", "fp8_e5m2", "fp8_scaled",
+    "comfy_quant" or, for a GGUF file, "gguf" and its main format, such as "gguf_q4_k". layout: the source that names
+    parameters this way, in words. names: map from the file's names to the official ones. tensors: meta tensors by
+    official name; a CLIP vision encoder keeps the names of its own layout, which may split or fuse the projections of
+    its attention. layers: the form of each quantised layer that the file marks, by official name. config: sizes of a
+    whole DiT or a VAE. marks: as `marks.read_marks`. latent_rgb: as `marks.read_latent_rgb`. notes: sentences for the
+    log on what was chosen and what is left out. elsewhere: whether ComfyUI's own loader runs this relative of Wan and
+    this pack does not.
     """
 
     holds: str
@@ -103,7 +104,7 @@ class Inspection:
 def inspect(path: str | PathLike) -> Inspection:
     """Recognise a weights file, or a model in parts, by the names and shapes in it; no weight is read.
 
-    Raises CheckpointError for a file that is missing or damaged, is no weights file, or is a Wan model with sizes that
+    Raise CheckpointError for a file that is missing or damaged, is no weights file, or is a Wan model with sizes that
     contradict one another, weights that are missing or weights that no such model has.
     """
     return _recognise_files(Path(path), open_files(path))
@@ -119,9 +120,9 @@ def _recognise_files(path: Path, files: Mapping[Path, File]) -> Inspection:
 
 
 def recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Inspection:
-    """What tensors of these names, shapes and dtypes are; meta tensors will do.
+    """Return the content of a file with these tensors; meta tensors will do.
 
-    Raises ValueError for a Wan model with sizes that contradict one another or that no variant has, with weights that
+    Raise ValueError for a Wan model with sizes that contradict one another or that no variant has, with weights that
     are missing or that no such model has, and for a file with several models.
     """
     bare = wrappings.unwrap(tensors)  # name without wrappers -> name in the file
@@ -167,9 +168,9 @@ def recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
 
 
 def expect(path: str | PathLike, kinds: tuple[str, ...], node: str) -> Inspection:
-    """`inspect`, for a place that takes only `kinds`, a key of `KINDS`; `node` is what that place is called.
+    """Return `inspect` of a file that must hold one of `kinds`, a key of `KINDS`.
 
-    Raises CheckpointError as `inspect` does, and for a file that holds anything else.
+    node: the loader to name in the message. Raise CheckpointError as `inspect` does, and for any other content.
     """
     found = inspect(path)
     if found.elsewhere and kinds == DIT:
@@ -186,18 +187,18 @@ def expect(path: str | PathLike, kinds: tuple[str, ...], node: str) -> Inspectio
 
 
 def load(path: str | PathLike) -> tuple[dict[str, Tensor], str, str | None]:
-    """The weights of a file in official names, its variant and its quantisation, as in `load_model`."""
+    """Return the weights of a file in official names, its variant and its quantisation, as in `load_model`."""
     state_dict, found = load_model(path)
     return state_dict, found.variant, found.quantisation
 
 
 def load_model(path: str | PathLike) -> tuple[dict[str, Tensor], Inspection]:
-    """The weights of a file in official names, and what the file holds.
+    """Return the weights of a file in official names, and what the file holds.
 
     The tensors lie in the memory-mapped file: nothing is copied and reading happens on first use. Scaled fp8 layers
     are marked as in `quantisation.mark_layers`; a packed GGUF weight is uint8 (rows, bytes of a row) with its format
     (a key of `ggml.FORMATS`) beside it.
-    Raises CheckpointError as `inspect` does, and for a file that holds another model.
+    Raise CheckpointError as `inspect` does, and for a file that holds another model.
     """
     path, files = Path(path), open_files(path)
     found = _recognise_files(path, files)
@@ -228,7 +229,7 @@ def _elsewhere(path: str | PathLike, found: Inspection) -> str:
 
 
 def _find_layout(names: Mapping[str, str]) -> tuple[Layout | None, list[str]]:
-    """The layout of `names`, and every prefix under which a model in it stands."""
+    """Return the layout of `names`, and every prefix under which a model in it stands."""
     for layout in LAYOUTS:
         found = wrappings.prefixes(names, layout.marks)
         if layout.kind in (*TEXT_ENCODER, *CLIP_VISION):  # other models hold one of these as a part
@@ -245,7 +246,7 @@ def _first_match(phrases: tuple[tuple[str, str], ...], listing: str) -> str | No
 def _identify(
     kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, object]
 ) -> tuple[str, DiTConfig | VAEConfig | None, set[str] | None]:
-    """(variant, sizes, names of all weights) of a model; the last two are None where the host's classes read it."""
+    """Return (variant, sizes, names of all weights); the last two are None for models that the host's classes read."""
     if kind == "dit":
         config, shapes = dit_shapes(tensors, header)
         return config.variant, config, shapes.keys()
@@ -256,12 +257,12 @@ def _identify(
 
 
 def _marked(tensors: Mapping[str, Tensor]) -> dict[str, dict]:
-    """The layers whose markers were read; meta tensors say nothing."""
+    """Return the layers whose marker has a value; a meta tensor has none."""
     return marked_layers({name: t for name, t in tensors.items() if t.dtype == torch.uint8 and not t.is_meta})
 
 
 def _left_out(tensors: Mapping[str, Tensor], expected: set[str] | None, variant: str) -> set[str]:
-    """Names that are no part of the model. Raises ValueError for weights that are missing or of another network."""
+    """Return the names outside the model. Raise ValueError for missing weights and those of another network."""
     if variant in VACE_MODULE:
         return {name for name in tensors if not name.startswith("vace_")}
     if expected is None:

@@ -8,22 +8,22 @@ MAX_LENGTH = 16385  # frames, 17 minutes at 16 a second
 
 
 def latent_frames(frames: int) -> int:
-    """Latent frames of a clip of `frames`: the first alone, then one for every four; a remainder is dropped."""
+    """Return the latent frames of `frames` frames: one for the first, then one for every four; the rest is dropped."""
     return (frames - 1) // TIME_STRIDE + 1
 
 
 def video_frames(latents: int) -> int:
-    """Frames of the clip that `latents` latent frames decode to."""
+    """Return the number of frames that `latents` latent frames decode to."""
     return (latents - 1) * TIME_STRIDE + 1
 
 
 def snap_length(frames: int) -> int:
-    """The longest 4n+1 that is not above `frames`."""
+    """Return the longest 4n+1 that is not above `frames`."""
     return video_frames(latent_frames(frames))
 
 
 def check_side(name: str, pixels: int) -> None:
-    """Raises ValueError for a width or height that no clip has."""
+    """Raise ValueError if a width or height is out of range."""
     if not MIN_SIDE <= pixels <= MAX_SIDE:
         raise ValueError(
             f"{name} is {pixels} pixels: choose {MIN_SIDE} to {MAX_SIDE} (832x480 and 1280x720 are usual)."
@@ -31,7 +31,7 @@ def check_side(name: str, pixels: int) -> None:
 
 
 def check_length(frames: int) -> None:
-    """Raises ValueError for a frame count that no clip has."""
+    """Raise ValueError if a frame count is out of range."""
     if not 1 <= frames <= MAX_LENGTH:
         raise ValueError(
             f"length is {frames} frames: choose 1 to {MAX_LENGTH} (81 are 5 seconds at 16 frames a second)."

@@ -1,10 +1,10 @@
-"""Messages for the person at the graph: an English sentence, and what it is made of, for other languages."""
+"""Messages for the person at the graph: an English sentence, with its code and values for other languages."""
 
 
 class Message:
-    """A sentence with values in it; `str` of it is the English sentence.
+    """A sentence with values; `str` gives the English one.
 
-    code: its name, under which other languages keep their wording. english: the sentence, with {name} for each value.
+    code: the key under which other languages keep their wording. english: the sentence, with {name} for each value.
     values: numbers, texts or other messages, by name. An exception carries a message as its only argument:
     `raise ValueError(Message(...))` reads as the sentence.
     """

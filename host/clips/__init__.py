@@ -1,1 +1,1 @@
-"""What a model is told of a new clip: size, given frames, control video and reference pictures."""
+"""Conditionings of a new clip: size, given frames, control video and reference images."""

@@ -1,4 +1,4 @@
-"""What a Wan model is told of the frames that are given: the official constructions, in the host's conventions."""
+"""Conditionings for given frames: the official constructions, in the host's conventions."""
 
 from dataclasses import dataclass
 from itertools import chain
@@ -18,7 +18,7 @@ from . import images
 
 @dataclass(frozen=True)
 class Clip:
-    """A new clip: width, height (pixels) and length (frames) as they will be, and the shape of its latent."""
+    """A new clip: width and height (pixels), length (frames), and the shape of its latent."""
 
     width: int
     height: int
@@ -35,10 +35,10 @@ class Clip:
 
 
 def new_clip(vae, width: int, height: int, length: int, batch: int) -> Clip:
-    """The clip nearest below the asked size that `vae` and its model can make.
+    """Return the clip nearest below the asked size that `vae` and its model can make.
 
-    Sides are whole tokens of the model, 16 pixels for Wan 2.1 and A14B and 32 for the 5B; lengths are 4n+1. Raises
-    ValueError for what no clip has, and for a VAE that is not a Wan VAE.
+    Sides are multiples of a token, 16 pixels for Wan 2.1 and A14B and 32 for the 5B; lengths are 4n+1. Raise
+    ValueError if a size is out of range, and for a VAE that is not a Wan VAE.
     """
     geometry.check_side("width", width)
     geometry.check_side("height", height)
@@ -54,7 +54,7 @@ def new_clip(vae, width: int, height: int, length: int, batch: int) -> Clip:
 
 
 def check_frames(clip: Clip, start: torch.Tensor | None, end: torch.Tensor | None) -> None:
-    """Raises ValueError where the start and end frames (N, H, W, C) do not go into the clip."""
+    """Raise ValueError if the start and end frames (N, H, W, C) do not fit into the clip."""
     counts = [0 if images is None else images.shape[0] for images in (start, end)]
     if end is not None:
         check_end_image(clip.latent[1])
@@ -66,7 +66,7 @@ def check_frames(clip: Clip, start: torch.Tensor | None, end: torch.Tensor | Non
 
 
 def check_end_image(channels: int) -> None:
-    """Raises ValueError where a VAE that makes latents of `channels` channels goes with no model for an end image."""
+    """Raise ValueError if no model of a VAE with `channels` latent channels takes an end image."""
     if FAMILIES[channels].holds_frames:
         raise ValueError(
             Message(
@@ -78,10 +78,10 @@ def check_end_image(channels: int) -> None:
 
 
 def concat_entries(vae, clip: Clip, start: torch.Tensor | None, end: torch.Tensor | None, tile) -> dict:
-    """Conditioning entries for the image-to-video models of Wan 2.1 and A14B, from RGB frames (N, H, W, 3).
+    """Return the conditioning entries for the image-to-video models of Wan 2.1 and A14B, from RGB frames (N, H, W, 3).
 
-    The image latent (1, 16, T, h, w) is of a clip of the start frames, grey, and the end frames (`image2video.py`,
-    `first_last_frame2video.py`). It is encoded as it is made, so it costs no memory of a whole clip.
+    The image latent (1, 16, T, h, w) encodes the start frames, then grey, then the end frames (`image2video.py`,
+    `first_last_frame2video.py`). Frames are encoded as they are made, so the whole clip is never in memory.
     """
     size = (clip.width, clip.height)
     counts = [0 if images is None else images.shape[0] for images in (start, end)]
@@ -97,9 +97,10 @@ def concat_entries(vae, clip: Clip, start: torch.Tensor | None, end: torch.Tenso
 
 
 def concat_mask(clip: Clip, start: int, end: int) -> torch.Tensor:
-    """(1, 4, T, h, w): 1 where a frame is unknown, which is the host's convention and the reverse of the official one.
+    """Return a mask (1, 4, T, h, w) that is 1 where a frame is unknown.
 
-    Each latent frame has the four values of its frames; the first, of one frame, has that four times.
+    This is the host's convention, the reverse of the official one. The four channels of a latent frame are its four
+    video frames; the first latent frame repeats its only one.
     """
     unknown = torch.ones(clip.length)
     unknown[:start] = 0
@@ -109,9 +110,9 @@ def concat_mask(clip: Clip, start: int, end: int) -> torch.Tensor:
 
 
 def held_latent(vae, clip: Clip, start: torch.Tensor, tile) -> dict:
-    """LATENT for the 5B that starts with the RGB frames `start` (N, H, W, 3) and holds them (`textimage2video.py`).
+    """Return a LATENT for the 5B that starts with the RGB frames `start` (N, H, W, 3) and holds them.
 
-    What is to be sampled is zero for the model. Of the start frames, the 4n+1 that fill latent frames count.
+    As `textimage2video.py`. The frames to sample are zero in model space. The first 4n+1 start frames are used.
     """
     frames = geometry.snap_length(start.shape[0])
     known = images.encode_pieces(vae, images.fit(start[:frames], clip.width, clip.height), frames, tile)
@@ -123,16 +124,16 @@ def held_latent(vae, clip: Clip, start: torch.Tensor, tile) -> dict:
 
 
 def clip_vision_entries(output, batch: int) -> dict:
-    """The conditioning entry of a CLIP_VISION_OUTPUT, of one clip or of each in the batch; ValueError for others."""
+    """Return the conditioning entry of a CLIP_VISION_OUTPUT; raise ValueError if its batch is neither 1 nor `batch`."""
     count = output.penultimate_hidden_states.shape[0]
     if count not in (1, batch):
         raise ValueError(
-            f"clip_vision_output of WanConditioning is of {count} separate pictures and batch_size is {batch}: encode "
+            f"clip_vision_output of WanConditioning holds {count} separate pictures and batch_size is {batch}: encode "
             "the first and the last frame with one WanClipVision node."
         )
     return {"clip_vision_output": output}
 
 
 def with_entries(conditioning: list, entries: dict, append: bool = False) -> list:
-    """A copy of the CONDITIONING with `entries` set, or appended to lists that are there."""
+    """Return a copy of the CONDITIONING with `entries` set, or appended to lists that are there."""
     return node_helpers.conditioning_set_values(conditioning, entries, append=append)

@@ -1,4 +1,4 @@
-"""IMAGE and MASK inputs for the VAE: checked, fitted to a clip's size, and made frame by frame."""
+"""IMAGE and MASK inputs for the VAE: checked, scaled to a clip's size, and produced frame by frame."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -14,14 +14,14 @@ from ..vae.vae import HostVAE, encode
 GREY = 0.5  # of [0, 1]: 0 for the VAE, the official filling of unknown frames
 MIN_SIDE = 16  # pixels
 MAX_STRETCH = 10  # how much wider or narrower than the clip a picture may be
-UNMENTIONED = 0.05  # part of a picture that may be cropped without a word
+UNMENTIONED = 0.05  # fraction of a picture that may be cropped without a note
 
 
 def check(images: torch.Tensor, title: str, width: int, height: int) -> None:
     """Raise ValueError if `images` (N, H, W, C) cannot be frames of a clip of width x height.
 
-    They cannot if there are none, if they are not grey, RGB or RGBA, and if their sides are too short or their
-    proportions too different. title: the input for the message, as "start_image of WanConditioning".
+    There must be at least one, in grey, RGB or RGBA, with long enough sides and similar proportions.
+    title: name of the input for the message, such as "start_image of WanConditioning".
     """
     frames, rows, columns, channels = images.shape
     if frames == 0 or channels not in USUAL:
@@ -37,13 +37,13 @@ def check(images: torch.Tensor, title: str, width: int, height: int) -> None:
 
 
 def rgb(images: torch.Tensor, title: str, width: int, height: int) -> torch.Tensor:
-    """Return `images` as RGB (N, H, W, 3) without a copy: grey is repeated, alpha is dropped. Raises as `check`."""
+    """Return `images` as RGB (N, H, W, 3) without a copy: grey is repeated, alpha is dropped. Raise as `check`."""
     check(images, title, width, height)
     return with_channels(images, 3)
 
 
-def lost(title: str, images: torch.Tensor | None, width: int, height: int) -> list[str]:
-    """Return a note about the part of `images` (N, H, W, C) that `fit` crops, none if it is small."""
+def cropping_notes(title: str, images: torch.Tensor | None, width: int, height: int) -> list[str]:
+    """Return a note on how much `fit` crops of `images` (N, H, W, C), in a list that is empty if it is little."""
     if images is None:
         return []
     rows, columns = images.shape[1:3]
@@ -89,8 +89,7 @@ def fill(value: float, frames: int, shape: tuple[int, int, int]) -> Iterator[tor
 def encode_pieces(vae, pieces: Iterator[torch.Tensor], frames: int, tile) -> torch.Tensor:
     """Return the latent (1, C, t, h, w) of a clip of `frames` frames that comes in pieces (1, 3, t, H, W) in [0, 1].
 
-    A VAE of this pack encodes while the pieces are made; one of the host needs them all. tile: as in
-    `HostVAE.decode`.
+    A VAE of this pack encodes piece by piece; the host's own needs the whole clip. tile: as in `HostVAE.decode`.
     """
     first = next(pieces)
     pieces = chain([first], pieces)

@@ -17,7 +17,7 @@ SQUARE = 8  # pixels of one latent pixel: their 64 mask values are channels of t
 
 
 def check_vae(channels: int) -> None:
-    """Raises ValueError where a VAE that makes latents of `channels` channels is not that of the VACE models."""
+    """Raise ValueError if a VAE with `channels` latent channels is not the one of the VACE models."""
     if channels != WAN21.channels:
         raise ValueError(
             Message(
@@ -30,10 +30,10 @@ def check_vae(channels: int) -> None:
 
 
 def frame_masks(mask: torch.Tensor | None, video: torch.Tensor | None, clip: Clip) -> torch.Tensor:
-    """`mask` (N, H, W) or (H, W) as one mask (N, H, W, 1) for each frame of `video`, or of the clip without one.
+    """Return `mask` (N, H, W) or (H, W) as one mask (N, H, W, 1) for each frame of `video`, or of the clip without one.
 
-    A single mask is for all frames, no mask stands for 1 everywhere. Raises ValueError for another number of masks
-    than of frames, and for masks that `images.check` refuses.
+    A single mask applies to all frames; no mask means 1 everywhere. Raise ValueError if there are neither one mask nor
+    as many as frames, and for masks that `images.check` refuses.
     """
     frames = clip.length if video is None else video.shape[0]
     if mask is None:
@@ -50,7 +50,7 @@ def frame_masks(mask: torch.Tensor | None, video: torch.Tensor | None, clip: Cli
 
 
 def length_notes(clip: Clip, video: torch.Tensor | None) -> list[str]:
-    """What to tell of a control video (N, H, W, C) that is shorter or longer than the clip; nothing where it is not."""
+    """Return a note if the control video (N, H, W, C) is shorter or longer than the clip, else an empty list."""
     frames = clip.length if video is None else video.shape[0]
     if frames == clip.length:
         return []
@@ -60,7 +60,7 @@ def length_notes(clip: Clip, video: torch.Tensor | None) -> list[str]:
 
 
 def check_previous(conditioning: list, clip: Clip, references: int) -> None:
-    """Raises ValueError where an earlier WanVACE of the chain made a context of another size."""
+    """Raise ValueError if an earlier WanVACE of the chain made a context of another size."""
     size = (clip.latent[2] + references, *clip.latent[3:])
     for _, entries in conditioning:
         for context in entries.get("vace_frames", ()):
@@ -72,10 +72,10 @@ def check_previous(conditioning: list, clip: Clip, references: int) -> None:
 
 
 def context_entries(vae, clip: Clip, video, mask, references: list[torch.Tensor], strength: float, tile) -> dict:
-    """Conditioning entries of one context, in lists that further contexts are appended to.
+    """Return the conditioning entries of one context, as lists to which further contexts are appended.
 
-    video: RGB frames (N, H, W, 3), cut or filled up with grey to the clip's length; None for all grey. mask: its
-    `frame_masks`, 1 where the clip is to be made and 0 where the video is kept.
+    video: RGB frames (N, H, W, 3), cut or padded with grey to the clip's length; None for all grey. mask: its
+    `frame_masks`, 1 where the clip is generated and 0 where the video is kept.
     references: RGB pictures (H, W, 3), one latent frame each before the clip.
     """
 
@@ -95,21 +95,21 @@ def context_entries(vae, clip: Clip, video, mask, references: list[torch.Tensor]
 
 
 def encode_reference(vae, clip: Clip, picture: torch.Tensor, tile) -> torch.Tensor:
-    """Latent (1, 16, 1, h, w) of a picture (H, W, 3) alone."""
+    """Return the latent (1, 16, 1, h, w) of a picture (H, W, 3) alone."""
     frame = images.fit_inside(picture, clip.width, clip.height)
     return images.encode_pieces(vae, iter([frame]), 1, tile)
 
 
 def split_pieces(clip: Clip, video, mask, keep: bool) -> Iterator[torch.Tensor]:
-    """Pieces (1, 3, t, H, W) of the control video with grey where the clip is to be made (`keep`), or where not."""
+    """Yield pieces (1, 3, t, H, W) of the control video, grey where the clip is generated (`keep`), or else."""
     for piece, unknown in zip(pieces_of(clip, video, 3, images.GREY), pieces_of(clip, mask, 1, 1.0), strict=True):
-        unknown = unknown.to(piece.device)  # pictures may be on the GPU, what is filled up is not
+        unknown = unknown.to(piece.device)  # pictures may be on the GPU, the padding is not
         part = 1 - unknown if keep else unknown
         yield (piece - images.GREY) * part + images.GREY
 
 
 def pieces_of(clip: Clip, frames, channels: int, filling: float) -> Iterator[torch.Tensor]:
-    """Frames (N, H, W, C) or None, cut or filled up with one value to the clip's length, in pieces (1, C, t, H, W)."""
+    """Yield frames (N, H, W, C) or None in pieces (1, C, t, H, W), cut or padded to the clip's length."""
     count = 0 if frames is None else min(frames.shape[0], clip.length)
     return chain(
         images.fit(frames[:count], clip.width, clip.height) if count else (),
@@ -118,9 +118,9 @@ def pieces_of(clip: Clip, frames, channels: int, filling: float) -> Iterator[tor
 
 
 def context_mask(clip: Clip, mask) -> torch.Tensor:
-    """(1, 64, T, h, w): of each latent frame, the mask of the frame in the middle of its share of the clip.
+    """Return the mask (1, 64, T, h, w): each latent frame takes the mask of one video frame.
 
-    Those are the frames that the official nearest-exact interpolation picks.
+    It is the frame in the middle of its share of the clip, as the official nearest-exact interpolation picks it.
     """
     latent_frames = clip.latent[2]
     picked = {(2 * index + 1) * clip.length // (2 * latent_frames) for index in range(latent_frames)}

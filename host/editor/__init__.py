@@ -1,1 +1,1 @@
-"""What the editor may ask before a run: file facts, estimates and problems, answered over HTTP."""
+"""Routes for the editor: facts about files, estimates, and problems that a run would have."""

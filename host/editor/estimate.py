@@ -1,7 +1,7 @@
-"""What a run will take, before it begins: memory on the device and in RAM, what is offloaded, and time.
+"""Estimates of a run before it begins: memory on the device and in RAM, offloaded weights, and time.
 
-Sizes are exact, from file headers and shapes; what the host will do with them follows its own rules for loading
-models; times are those of the last run, scaled by the work where its size was another.
+Sizes are exact, from file headers and shapes. How much is loaded follows the host's own rules. Times are measured in
+earlier runs and scaled by the work if their size differed.
 """
 
 import math
@@ -26,7 +26,7 @@ from ..sampling import presets
 from ..vae import vae as host_vae
 
 FOLDER = "diffusion_models"
-RANGES = {  # of the numbers in a question
+RANGES = {  # of the numbers in a query
     "width": (geometry.MIN_SIDE, geometry.MAX_SIDE),
     "height": (geometry.MIN_SIDE, geometry.MAX_SIDE),
     "length": (1, geometry.MAX_LENGTH),
@@ -56,7 +56,7 @@ class Part:
 
     @property
     def identity(self) -> str:
-        """What of it the speed depends on."""
+        """Key under which its measured times are kept."""
         return timing.identity(self.name, self.dtype)
 
 
@@ -64,7 +64,7 @@ class Part:
 class Place:
     """Where models run. free: bytes that a model and its activations may take there; ram: free bytes of RAM.
 
-    own_memory: whether the device has memory of its own, so that there is offloading to RAM.
+    own_memory: whether the device has its own memory, so that weights can be offloaded to RAM.
     """
 
     name: str
@@ -74,9 +74,9 @@ class Place:
 
 
 def part_of_file(name: str, weight_dtype: str = "auto", vace_name: str | None = None) -> Part:
-    """The model that WanModelLoader makes of files of models/diffusion_models; only their headers are read.
+    """Return the model that WanModelLoader makes from files of models/diffusion_models; only headers are read.
 
-    Raises ValueError for a name that is not in that folder, a file that holds no Wan model, and another weight_dtype.
+    Raise ValueError for a name that is not in that folder, a file that holds no Wan model, and another weight_dtype.
     """
     if weight_dtype not in precision.CHOICES:
         raise ValueError(f"There is no weight_dtype '{weight_dtype[:40]}': choose {', '.join(precision.CHOICES)}.")
@@ -97,7 +97,7 @@ def part_of_file(name: str, weight_dtype: str = "auto", vace_name: str | None = 
 
 
 def part_of_model(model) -> Part | None:
-    """A MODEL of this pack, or None for another's, whose forward is not known here."""
+    """Return the part of a MODEL of this pack, or None for another model, whose cost is unknown."""
     if not isinstance(model.model, HostModel):
         return None
     network = model.model.diffusion_model
@@ -106,7 +106,7 @@ def part_of_model(model) -> Part | None:
 
 
 def here() -> Place:
-    """The host's device now, as if the models that it has loaded were gone."""
+    """Return the host's device with the memory that is free once all loaded models are unloaded."""
     management = comfy.model_management
     device = management.get_torch_device()
     free = management.get_free_memory(device)
@@ -120,7 +120,7 @@ def here() -> Place:
 def estimate(
     parts: Sequence[Part], shape, steps: int, guided: bool, place: Place, shapes: Shapes | None = None
 ) -> dict:
-    """What sampling takes, as plain values for JSON; bytes and seconds.
+    """Return the cost of sampling as plain values for JSON, in bytes and seconds.
 
     parts: the models of the run, one after the other. shape: of the latent (B, C, F, H, W). guided: whether each step
     predicts two prompts. shapes: of the conditions that are given.
@@ -133,7 +133,7 @@ def estimate(
     models = [_on_device(part, shape, guided, place, shapes) for part in parts]
     weights, count, prompts = sum(part.weights for part in parts), clip_tokens(shape), 2 if guided else 1
     peak = max(model["resident"] + model["activations"] for model in models)
-    if place.own_memory:  # in RAM is all that is not on the device at the time
+    if place.own_memory:  # RAM holds everything that is not on the device at the time
         ram = max(weights - model["resident"] for model in models)
     else:
         ram = weights + max(model["activations"] for model in models)
@@ -158,10 +158,10 @@ def estimate(
 
 
 def decoding(name: str, shape: Sequence[int], place: Place) -> dict:
-    """What a VAE file of models/vae takes to decode a latent of `shape` (B, C, F, H, W), in bytes; its header is read.
+    """Return the memory in bytes that a file of models/vae needs to decode a latent of `shape` (B, C, F, H, W).
 
     `name`, `weights`, `activations`, `peak` (both), and `tiles`: how many a frame is cut into for the free memory.
-    Raises ValueError for a name that is not in that folder, a file that holds no Wan VAE, and one of other latents.
+    Raise ValueError for a name that is not in that folder, a file that holds no Wan VAE, and one of other latents.
     """
     found = checkpoint.expect(files.path("vae", name), checkpoint.VAE, "WanVAELoader")
     config, (dtype, encode_dtype) = found.config, host_vae.choose_dtypes()
@@ -183,12 +183,12 @@ def decoding(name: str, shape: Sequence[int], place: Place) -> dict:
 
 
 def from_query(query: Mapping[str, str]) -> dict:
-    """`estimate` for files and inputs of the nodes, by their names there, as texts.
+    """Return `estimate` for inputs of the nodes, given as strings under their names there.
 
     model, width, height and length are required. low_noise_model is the second expert of A14B, vace_name the loader's.
-    weight_dtype, batch_size, steps, guidance and preset have defaults; names are the files of models and LoRAs, one a
+    weight_dtype, batch_size, steps, guidance and preset have defaults; names are the files of models and LoRAs, one per
     line, by which the preset "auto" chooses. With vae, a file of models/vae, `peak` and `fits` count
-    its `decoding` too, which else is None. Raises ValueError for a number that is missing or out of range, and as
+    its `decoding` too, which else is None. Raise ValueError for a number that is missing or out of range, and as
     `part_of_file` and `decoding` do.
     """
     given = {**DEFAULTS, **query}
@@ -220,7 +220,7 @@ def vace_shapes(config: DiTConfig, contexts: int) -> Shapes:
 
 
 def sentence(found: dict) -> str:
-    """`estimate`'s answer for reading."""
+    """Return the result of `estimate` as a sentence."""
     names = " and ".join(model["name"] for model in found["models"])
     text = f"{found['tokens']:,} tokens, {found['steps']} steps of {names}: {found['peak'] / GIB:.1f} of "
     text += f"{found['free'] / GIB:.1f} GiB free on {found['device']}"
@@ -253,7 +253,7 @@ def _number(name: str, text: str) -> float:
 
 
 def _on_device(part: Part, shape, guided: bool, place: Place, shapes: Shapes | None) -> dict:
-    """What the host will load of a model and what a forward then takes; as `load_models_gpu` of the host decides."""
+    """Return how much of a model the host loads (as its `load_models_gpu` decides) and the memory of a forward then."""
     management, config = comfy.model_management, part.config
     least = memory.needed(config, shape, part.dtype, shapes)
     resident = part.weights

@@ -1,4 +1,4 @@
-"""What a model file is and what goes with it, from its header alone."""
+"""Facts about a model file and the files that go with it, from its header alone."""
 
 import os
 
@@ -12,16 +12,16 @@ GIB = 2**30
 
 
 def describe(folder: str, name: str) -> dict[str, object]:
-    """What the file `name` of the model folder `folder` holds; no weight is read.
+    """Return the content of the file `name` in the model folder `folder`; no weight is read.
 
     Always `file`, `holds` and `bytes` (of all its parts, which is what its weights take in memory as they are); for a
     part of Wan also `variant`, `layout`, `precision`, `parameters` and `notes`, sentences on what of the file is left
     out; for a DiT and a VAE `channels` of their latents; for a DiT `size`, `vae`, `text_encoder` and `clip_vision`, the
     files that go with it; for a VAE, of the clips of its models, `frame_rate` and `side_step`, the pixels that sides
-    are multiples of. Raises ValueError for another folder, a name that is not in it and a file that is damaged.
+    are multiples of. Raise ValueError for another folder, a name that is not in it and a file that is damaged.
     """
     if folder not in FOLDERS:
-        raise ValueError(f"'{folder[:80]}' is no folder of Wan models: give one of {', '.join(FOLDERS)}.")
+        raise ValueError(f"'{folder[:80]}' is not a folder of Wan models: choose one of {', '.join(FOLDERS)}.")
     path = files.path(folder, name)
     found = checkpoint.inspect(path)
     info = {"file": name, "holds": found.holds, "bytes": sum(os.path.getsize(part) for part in checkpoint.parts(path))}
@@ -59,7 +59,7 @@ def describe(folder: str, name: str) -> dict[str, object]:
 
 
 def sentence(info: dict[str, object]) -> str:
-    """`describe`'s answer for reading."""
+    """Return the result of `describe` as sentences."""
     lines = [f"{info['file']} holds {info['holds']}, {info['bytes'] / GIB:.2f} GiB."]
     if "variant" in info:
         lines.append(f"{info['parameters'] / 1e9:.2f}B weights in {info['precision']}, named as {info['layout']}.")

@@ -1,6 +1,6 @@
-"""What a run would fail with, told before it from the files that a graph names: the run's own checks, on headers.
+"""Errors of a run, found before it starts: the run's own checks, on the headers of the files that a graph names.
 
-`NODES` is the one table of what the editor knows of node classes; the browser asks for it.
+`NODES` is the one table of node classes that the editor knows; the browser asks for it.
 """
 
 import inspect
@@ -23,24 +23,24 @@ from ..vae import vae as host_vae
 
 @dataclass(frozen=True)
 class Dit:
-    """A model on a wire. name: of its file."""
+    """A model on a link of the graph. name: of its file."""
 
     name: str
     config: DiTConfig
 
     @property
     def channels(self) -> int:
-        """As of `experts.Expert`."""
+        """As in `experts.Expert`."""
         return self.config.in_dim
 
 
 @dataclass(frozen=True)
 class Node:
-    """What the editor knows of a node class.
+    """The editor's knowledge of a node class.
 
-    note: what its note tells besides problems: of its "file", its "clip" or its "run", or nothing (""); None for a node
-    of the host, which has no note. check: raises ValueError as the node would; its arguments are what reaches the node,
-    as file names or words. folder, file: of a loader, the model folder and the widget that names the file. loras: its
+    note: the subject of its note besides problems: its "file", its "clip" or its "run", or "" for none; None for a node
+    of the host, which has no note. check: raises ValueError as the node would; its arguments are the node's inputs, as
+    file names or words. folder, file: of a loader, the model folder and the widget that names the file. loras: its
     widgets that name LoRAs, each with the widget of its strength.
     """
 
@@ -65,15 +65,15 @@ def table() -> dict[str, dict]:
 
 
 def problem(node: str, given: dict[str, str]) -> Message | str | None:
-    """Return what the node class `node` would fail with for what reaches it, or None.
+    """Return the error that the node class `node` would raise for these inputs, or None.
 
-    given: arguments of the node's check, by name, as file names or words; what is left out is not checked. Raises
+    given: arguments of the node's check, by name, as file names or words; a missing one is not checked. Raise
     ValueError for other nodes and names, and for files that are not in the host's folders.
     """
     row = NODES.get(node)
     if row is None or row.check is None:
         checked = ", ".join(name for name, known in NODES.items() if known.check)
-        raise ValueError(f"'{node[:80]}' is no node that is checked: ask for one of {checked}.")
+        raise ValueError(f"'{node[:80]}' is not a node with a check: ask for one of {checked}.")
     signature = inspect.signature(row.check)
     try:
         signature.bind(**given)
@@ -83,7 +83,7 @@ def problem(node: str, given: dict[str, str]) -> Message | str | None:
         readers = {**READERS, "file": partial(files.path, row.folder)}
         values = {name: readers.get(name, str)(text) for name, text in given.items()}
     except checkpoint.CheckpointError:
-        return None  # its loader has a sentence for it
+        return None  # its loader reports it
     try:
         row.check(**values)
     except ValueError as error:
@@ -92,36 +92,36 @@ def problem(node: str, given: dict[str, str]) -> Message | str | None:
 
 
 def read_dit(name: str) -> Dit:
-    """A file of diffusion models; raises ValueError for one that holds no Wan model."""
+    """Return the model in a file of models/diffusion_models; raise ValueError if it is no Wan model."""
     path = files.path("diffusion_models", name)
     found = checkpoint.expect(path, checkpoint.DIT, "WanModelLoader")
     return Dit(os.path.basename(path), found.config)
 
 
 def read_channels(name: str) -> int:
-    """Latent channels of a VAE file; raises ValueError for one that holds no Wan VAE."""
+    """Return the latent channels of a file of models/vae; raise ValueError if it is no Wan VAE."""
     found = checkpoint.expect(files.path("vae", name), checkpoint.VAE, "WanVAELoader")
     return found.config.latent_channels
 
 
 def read_lora(name: str) -> tuple[str, dict]:
-    """(name, tensors) of a LoRA file."""
+    """Return (name, tensors) of a LoRA file."""
     path = files.path("loras", name)
     return os.path.basename(path), checkpoint.read(path)
 
 
 def loader(node: str, kinds: tuple[str, ...], folder: str, widget: str, note: str | None = "file") -> Node:
-    """Return the row of a loader that takes the files that the loader `node` of ours does."""
+    """Return the row of a loader that takes the same files as our loader `node`."""
     return Node(note, partial(check_file, kinds, node), folder, widget)
 
 
 def check_file(kinds: tuple[str, ...], node: str, file: str) -> None:
-    """As `validate_inputs` of the loader `node`. file: path of what is chosen in it."""
+    """Check as `validate_inputs` of the loader `node` does. file: path of the chosen file."""
     precision.expect(file, kinds, node)
 
 
 def check_sampler(model: Dit | None = None, low_noise_model: Dit | None = None, vae: int | None = None) -> None:
-    """As WanSampler. vae: channels of the VAE that the latent is for."""
+    """Check as WanSampler does. vae: channels of the VAE that the latent is for."""
     stages = [stage for stage in (model, low_noise_model) if stage is not None]
     if len(stages) == 2:
         experts.check_pair(*stages)
@@ -131,29 +131,29 @@ def check_sampler(model: Dit | None = None, low_noise_model: Dit | None = None, 
 
 
 def check_decode(vae: int | None = None, model: Dit | None = None) -> None:
-    """As the nodes that decode. model: the one that sampled the latent."""
+    """Check as the decode nodes do. model: the one that sampled the latent."""
     if vae is not None and model is not None:
         host_vae.check_channels(vae, model.config.out_dim)
 
 
 def check_vace(vae: int) -> None:
-    """As WanVACE."""
+    """Check as WanVACE does."""
     vace.check_vae(vae)
 
 
 def check_end_image(vae: int, end_image: bool = True) -> None:
-    """As WanConditioning. end_image: whether there is one."""
+    """Check as WanConditioning does. end_image: whether there is one."""
     if end_image:
         conditioning.check_end_image(vae)
 
 
 def check_lora(model: Dit, lora_name: tuple[str, dict]) -> None:
-    """As WanLoraLoader."""
+    """Check as WanLoraLoader does."""
     lora.match(*lora_name, lora.parameter_shapes(WanDiT(model.config, device="meta")))
 
 
 def check_text(clip_type: str) -> None:
-    """As WanTextEncode with a CLIP of the host's loaders. clip_type: what CLIPLoader was told it is."""
+    """Check as WanTextEncode does, for a CLIP of the host's loaders. clip_type: the type chosen in CLIPLoader."""
     clip.check_kind(clip_type == "wan")
 
 
@@ -179,7 +179,7 @@ NODES = {
     "WanSampler": Node("run", check_sampler),
     "WanVAEDecode": Node("", check_decode),
     "WanVAEDecodeToVideo": Node("", check_decode),
-    # Of the host, where they are up the wire of a node of ours:
+    # Nodes of the host, upstream of one of ours:
     "UNETLoader": loader("WanModelLoader", checkpoint.DIT, "diffusion_models", "unet_name", note=None),
     "VAELoader": loader("WanVAELoader", checkpoint.VAE, "vae", "vae_name", note=None),
     "LoraLoader": Node(loras={"lora_name": "strength_model"}),

@@ -1,4 +1,4 @@
-"""What the editor may ask of the pack over HTTP, under /wan: questions with an answer, which change nothing."""
+"""Read-only HTTP routes for the editor, under /wan."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ async def get_preview(request: web.Request) -> web.Response:
     """GET /wan/preview?key=K: the newest frames of a run as a JPEG, `preview.Sheet.jpeg`."""
     sheet = request.app[preview.LATEST].of(request.query.get("key", ""))
     if sheet is None:
-        return refuse(404, "This run shows no preview any more: another one has begun.")
+        return refuse(404, "The preview of this run is gone: another run has started.")
     body = await asyncio.to_thread(sheet.jpeg)
     return web.Response(body=body, content_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
@@ -66,12 +66,12 @@ QUESTIONS = {
 
 
 async def answer(request: web.Request) -> web.Response:
-    """Any request under /wan: one of `QUESTIONS`, or status 400, 404 or 405 and {"error": a sentence}."""
+    """Answer a request under /wan: one of `QUESTIONS`, or status 400, 404 or 405 with {"error": a sentence}."""
     question = QUESTIONS.get(request.match_info["question"])
     if question is None:
-        return refuse(404, f"There is no such question: ask one of {', '.join(QUESTIONS)}.")
+        return refuse(404, f"There is no such route: use one of {', '.join(QUESTIONS)}.")
     if request.method not in ("GET", "HEAD"):
-        return refuse(405, f"{request.method} is not answered here: ask with GET.", Allow="GET, HEAD")
+        return refuse(405, f"{request.method} is not supported here: ask with GET.", Allow="GET, HEAD")
     try:
         return await question(request)
     except ValueError as error:
@@ -79,12 +79,12 @@ async def answer(request: web.Request) -> web.Response:
 
 
 def refuse(status: int, sentence: str, **headers: str) -> web.Response:
-    """The answer to a request that is none."""
+    """Return an error response."""
     return web.json_response({"error": sentence}, status=status, headers=headers)
 
 
 def register() -> None:
-    """Add the routes, and the state that they read, to the running server; without one there is nothing to do."""
+    """Add the routes, and the state that they read, to the running server, if there is one."""
     instance = server.running()
     if instance is not None:
         instance.app[preview.LATEST] = preview.Latest()

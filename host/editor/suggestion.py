@@ -1,4 +1,4 @@
-"""What the editor suggests for a run: the settings that its distilled files were made for."""
+"""Suggestions for a run: the settings that its distilled files were made for."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from ..sampling import presets
 def suggest(names: Sequence[str]) -> tuple[Message, dict[str, object]] | None:
     """Return a message and values of WanSampler's widgets for `names`, files of models and LoRAs that work together.
 
-    None where no file is known to be distilled.
+    None if no file is known to be distilled.
     """
     preset = presets.preset_for(names)
     if preset is None:

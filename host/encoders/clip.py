@@ -1,7 +1,6 @@
 """CLIP: umT5 on the host's own T5 and tokenizer classes, from any file that holds its encoder."""
 
 import html
-import inspect
 import logging
 import os
 from types import SimpleNamespace
@@ -19,21 +18,22 @@ from ...wan_model import checkpoint
 from ...wan_model.messages import Message
 from ...wan_model.variants import TEXT_LENGTH
 from ...wan_model.weights import layouts
+from .. import compat
 from ..model import offload, packed
 from . import weights
 
 TOKENS = "umt5xxl"  # the host's name for the tokens of its Wan text encoder, at every size
 END = (1, 1.0)  # umT5's end-of-sentence token and its weight
-TOKENIZER_FILES = ("spiece.model", os.path.join("google", "umt5-xxl", "spiece.model"))  # as the official folder lies
+TOKENIZER_FILES = ("spiece.model", os.path.join("google", "umt5-xxl", "spiece.model"))  # as in the official folder
 REMEMBERED = "wan_prompts"  # key of the attachment
 HOST_NAMES = layouts.inverse(layouts.UMT5_HF)  # the host's T5 has Hugging Face's names
 
 
 def load(path: str) -> comfy.sd.CLIP:
-    """The host's CLIP object around the umT5 encoder of any size in the file `path`.
+    """Return the host's CLIP object around the umT5 encoder of any size in the file `path`.
 
     The weights keep the file's type. The tokenizer is the one inside the file (`spiece_model`) or one of
-    `TOKENIZER_FILES` beside it. Raises ValueError for a file of another model, one that lacks weights and one without
+    `TOKENIZER_FILES` beside it. Raise ValueError for a file of another model, one that lacks weights and one without
     a tokenizer.
     """
     clip = _load(path)
@@ -42,9 +42,10 @@ def load(path: str) -> comfy.sd.CLIP:
 
 
 def encode_prompt(clip: comfy.sd.CLIP, prompt: str, title: str) -> list:
-    """CONDITIONING of `prompt` as the official pipeline reads it: cleaned, every character literal, 512 tokens at most.
+    """Return the CONDITIONING of `prompt` as the official pipeline makes it.
 
-    title: what to call the prompt in a message. Raises ValueError for a CLIP that is not a umT5.
+    The prompt is cleaned, read without weights such as (word:1.2), and cut to 512 tokens. title: what to call the
+    prompt in a message. Raise ValueError for a CLIP that is not a umT5.
     """
     tokens = {} if clip is None else clip.tokenize(clean_prompt(prompt), disable_weights=True)
     check_kind(TOKENS in tokens)
@@ -53,10 +54,9 @@ def encode_prompt(clip: comfy.sd.CLIP, prompt: str, title: str) -> list:
 
 
 def encode_prompts(clip: comfy.sd.CLIP, prompts: dict[str, str]) -> list[list]:
-    """CONDITIONINGs of `prompts` (by title), as `encode_prompt` gives them; then the encoder leaves the device.
+    """Return the CONDITIONINGs of `prompts` (by title) as `encode_prompt` gives them, and unload the encoder.
 
-    `clip` remembers the last prompt of each title: only one that has changed is encoded again. Raises as
-    `encode_prompt`.
+    `clip` remembers the last prompt of each title, so only a changed one is encoded again. Raise as `encode_prompt`.
     """
     check_kind(clip is not None)
     kept = _remembered(clip)
@@ -69,15 +69,15 @@ def encode_prompts(clip: comfy.sd.CLIP, prompts: dict[str, str]) -> list[list]:
 
 
 class Prompts(dict):
-    """Prompts that a CLIP encoded last: title -> (what was asked for, CONDITIONING). A clone begins without any."""
+    """Prompts that a CLIP encoded last: title -> (its inputs, CONDITIONING). A clone starts empty."""
 
     def on_model_patcher_clone(self) -> "Prompts":
-        """What the host gives to a clone."""
+        """Return the attachment for a clone; the host calls this."""
         return Prompts()
 
 
 def _remembered(clip) -> Prompts:
-    """The prompts that `clip` carries, as an attachment of its patcher."""
+    """Return the prompts that `clip` carries, as an attachment of its patcher."""
     kept = clip.patcher.get_attachment(REMEMBERED)
     if kept is None:
         kept = Prompts()
@@ -86,7 +86,7 @@ def _remembered(clip) -> Prompts:
 
 
 def check_kind(umt5: bool) -> None:
-    """Raises ValueError where a CLIP is no umT5."""
+    """Raise ValueError if a CLIP is not umT5."""
     if not umt5:
         raise ValueError(
             Message(
@@ -98,23 +98,24 @@ def check_kind(umt5: bool) -> None:
 
 
 def clean_prompt(prompt: str) -> str:
-    """`prompt` as the official tokenizer cleans it (wan/modules/tokenizers.py): broken characters and HTML entities
-    repaired, full-width forms made plain, runs of white space made one space.
+    """Return `prompt` as the official tokenizer cleans it (wan/modules/tokenizers.py).
+
+    Broken characters and HTML entities are repaired, full-width forms normalised, and white space is collapsed.
     """
     text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     return " ".join(text.split())
 
 
 def host_weights(state: dict) -> dict:
-    """The encoder's weights of `state` under the names of the host's T5; a decoder and other extras are left out."""
+    """Return the encoder's weights in `state` under the names of the host's T5, without a decoder and other extras."""
     renamed = {new: state[name] for name, new in layouts.rename(state, HOST_NAMES).items()}
     return {name: weight for name, weight in renamed.items() if name.startswith(("encoder.", "shared.", "scaled_fp8"))}
 
 
 def infer_config(state: dict, path: str) -> dict:
-    """The sizes of the host's T5 for `state`, in the host's names, read from `path`; its other settings are umT5's own.
+    """Return the sizes of the host's T5 for `state`, read from `path`, in the host's names.
 
-    Raises ValueError where `state` is not a whole umT5 encoder.
+    Raise ValueError if `state` is not a whole umT5 encoder.
     """
     block = "encoder.block.0.layer.{}.weight"
     vocabulary = weights.shape(state, "shared.weight", path, 2)[0]
@@ -132,7 +133,7 @@ def infer_config(state: dict, path: str) -> dict:
 
 
 def expected_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-    """Name to shape of every weight of the host's T5 with the sizes `config`."""
+    """Return the shape of every weight by name of the host's T5 with the sizes `config`."""
     dim, inner, hidden = config["d_model"], config["d_kv"] * config["num_heads"], config["d_ff"]
     block = {
         "layer.0.SelfAttention.q": (inner, dim),
@@ -169,32 +170,28 @@ def _load(path, disable_dynamic=False):
         tokenizer=comfy.text_encoders.wan.WanT5Tokenizer,
         params={},
     )
-    arguments = {
+    options = {
         "embedding_directory": folder_paths.get_folder_paths("embeddings"),
         "tokenizer_data": {"spiece_model": tokenizer},
         "parameters": comfy.utils.calculate_parameters(state),
         "model_options": {f"{TOKENS}_model_config": config},
-        "state_dict": [state],
         "disable_dynamic": disable_dynamic,
     }
-    if packed.is_packed(state):  # the dynamic patcher of newer hosts moves no packed bytes
-        arguments["model_options"]["custom_operations"] = packed.PackedOps
-        arguments["disable_dynamic"] = True
-    known = inspect.signature(comfy.sd.CLIP.__init__).parameters
-    clip = comfy.sd.CLIP(target, **{name: value for name, value in arguments.items() if name in known})
-    if "state_dict" not in known:  # 0.3.75 loads the weights in a second step
-        clip.load_sd(state)
-    return clip
+    if packed.is_packed(state):  # the dynamic patcher of newer hosts cannot move packed bytes
+        options["model_options"]["custom_operations"] = packed.PackedOps
+        options["disable_dynamic"] = True
+    return compat.make_clip(target, state, **options)
 
 
 def _host_quantisation(state, metadata, path):
-    """`state` in the form of quantised weights that this host's operations read."""
-    if hasattr(comfy.utils, "convert_old_quants"):
-        return comfy.utils.convert_old_quants(state, metadata=metadata)[0]
+    """Return `state` in the form of quantised weights that this host's operations read."""
+    converted = compat.convert_quantised(state, metadata)
+    if converted is not None:
+        return converted
     if "_quantization_metadata" in metadata or any(name.endswith(".comfy_quant") for name in state):
         title = os.path.basename(path)
         raise ValueError(
-            f"'{title}' is quantised in a form that only a newer ComfyUI reads: update it, or choose a file in "
+            f"'{title}' is quantised in a form that needs a newer ComfyUI: update it, or choose a file in "
             "bfloat16 or in the older fp8_scaled form."
         )
     return state
@@ -220,7 +217,7 @@ def _check_tokenizer(tokenizer, vocabulary, path):
         raise ValueError(f"The tokenizer of '{title}' is damaged ({error}): download the file again.") from error
     if pieces > vocabulary:
         raise ValueError(
-            f"The tokenizer of '{title}' has {pieces} pieces, the weights {vocabulary}: take both from one source."
+            f"The tokenizer of '{title}' has {pieces} pieces, the weights {vocabulary}: use both from the same source."
         )
 
 
@@ -230,7 +227,7 @@ def _truncate(clip, row, title):
     lost = clip.tokenizer.untokenize(row[TEXT_LENGTH - 1 : -1])
     text = "".join(piece for _, piece in lost).replace("\u2581", " ").strip()
     logging.warning(
-        "The %s prompt has %d tokens and Wan reads %d: the last part is left out, from '%s' on.",
+        "The %s prompt has %d tokens and Wan reads %d: the rest is dropped, from '%s' on.",
         title, len(row), TEXT_LENGTH, text[:80],
     )  # fmt: skip
     return [*row[: TEXT_LENGTH - 1], END]

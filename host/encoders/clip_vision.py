@@ -16,7 +16,7 @@ from ..model import offload
 from . import weights
 
 WIDTH = 1280  # channels of ViT-H/14, the only image encoder that Wan was trained with
-NARROWEST_OTHER = 768  # of the CLIP models in use; what is narrower is a small model for tests and demos
+NARROWEST_OTHER = 768  # of the other CLIP models in use; narrower ones are for tests and demos
 MIN_SIDE = 16  # pixels: about one patch of the encoder
 MAX_ASPECT = 10  # the picture is squeezed into a square
 
@@ -38,7 +38,7 @@ TEXT_HALF = ("textual.", "text_model.", "text_projection.", "log")  # log_scale,
 
 
 def load(path: str) -> comfy.clip_vision.ClipVisionModel:
-    """The host's CLIP_VISION object around the image half of the CLIP in the file `path`.
+    """Return the host's CLIP_VISION object around the image half of the CLIP in the file `path`.
 
     Takes the official open-CLIP XLM-RoBERTa file, ComfyUI's clip_vision_h and the transformers layout. Raises
     ValueError for a file of another model and one that lacks weights.
@@ -55,12 +55,12 @@ def load(path: str) -> comfy.clip_vision.ClipVisionModel:
 
 
 def encode(clip_vision: comfy.clip_vision.ClipVisionModel, pictures: list[torch.Tensor]) -> comfy.clip_vision.Output:
-    """CLIP_VISION_OUTPUT of one picture (start) or two (start and end), as the official pipelines encode them.
+    """Return the CLIP_VISION_OUTPUT of one picture (start) or two (start and end), as the authors encode them.
 
-    pictures: (1, H, W, 3) in [0, 1] each. The hidden states of all pictures follow one another as one sequence of 257
-    tokens each, which is how the host's Wan nodes join them. Raises ValueError for another image encoder than Wan's.
+    pictures: (1, H, W, 3) in [0, 1] each. The hidden states of all pictures are concatenated, 257 tokens
+    each, as the host's Wan nodes do. Raise ValueError if the image encoder is not Wan's.
     """
-    network = getattr(clip_vision.model, "vision_model", None)  # absent in what is no CLIP, such as DINO
+    network = getattr(clip_vision.model, "vision_model", None)  # absent in encoders such as DINO
     _check_width(0 if network is None else network.post_layernorm.weight.shape[0], "The CLIP vision model")
     pixels = torch.cat([preprocess(p, clip_vision) for p in pictures])
     comfy.model_management.load_model_gpu(clip_vision.patcher)
@@ -79,7 +79,7 @@ def encode(clip_vision: comfy.clip_vision.ClipVisionModel, pictures: list[torch.
 
 
 def preprocess(picture: torch.Tensor, clip_vision: comfy.clip_vision.ClipVisionModel) -> torch.Tensor:
-    """(1, H, W, 3) in [0, 1] -> (1, 3, S, S) with CLIP's mean and deviation taken out.
+    """Return a picture (1, H, W, 3) in [0, 1] as (1, 3, S, S), normalised by CLIP's mean and deviation.
 
     The whole picture is squeezed into the square by plain bicubic interpolation, neither cropped nor clipped nor
     rounded, unlike the host's own preprocessing (`CLIPModel.visual` of wan/modules/clip.py).
@@ -91,24 +91,24 @@ def preprocess(picture: torch.Tensor, clip_vision: comfy.clip_vision.ClipVisionM
 
 
 def check_picture(image: torch.Tensor, title: str) -> torch.Tensor:
-    """`image` (N, H, W, 1, 3 or 4) as RGB: grey is repeated, alpha is left out.
+    """Return `image` (N, H, W, 1, 3 or 4) as RGB: grey is repeated, alpha is left out.
 
-    title: the input's name for the message. Raises ValueError for other channels and for sides that say nothing once
-    they are squeezed into a square.
+    title: the input's name for the message. Raise ValueError for other channels, and for sides too short or too
+    different to be squeezed into a square.
     """
     height, width, channels = image.shape[1:]
     if channels not in (1, 3, 4):
         raise ValueError(f"{title} of WanClipVision has {channels} channels, it takes 1, 3 or 4: connect an RGB image.")
     if min(height, width) < MIN_SIDE or max(height, width) > MAX_ASPECT * min(height, width):
         raise ValueError(
-            f"{title} of WanClipVision is {width}x{height} and the encoder wants sides of at least {MIN_SIDE} pixels "
+            f"{title} of WanClipVision is {width}x{height} and the encoder needs sides of at least {MIN_SIDE} pixels "
             f"and at most {MAX_ASPECT} to 1: crop or scale the image before it."
         )
     return image.expand(-1, -1, -1, 3) if channels == 1 else image[..., :3]
 
 
 def host_weights(state: dict) -> dict:
-    """The image half of `state` under the names of the host's CLIP vision model; the text half is left out."""
+    """Return the image half of `state` under the names of the host's CLIP vision model."""
     image_half = {
         name.removeprefix("visual.").removeprefix("vision_model."): weight
         for name, weight in state.items()
@@ -130,9 +130,9 @@ def host_weights(state: dict) -> dict:
 
 
 def infer_config(state: dict, path: str) -> dict:
-    """The configuration of the host's CLIP vision model for `state`, in the host's names, read from `path`.
+    """Return the configuration of the host's CLIP vision model for `state`, in the host's names, read from `path`.
 
-    Raises ValueError where `state` is no CLIP image encoder that Wan can use.
+    Raise ValueError if `state` is not a CLIP image encoder that Wan can use.
     """
     patch = weights.shape(state, "vision_model.embeddings.patch_embedding.weight", path, 4)
     tokens, width = weights.shape(state, "vision_model.embeddings.position_embedding.weight", path, 2)
@@ -163,7 +163,7 @@ def _check_width(width, what):
 
 
 def expected_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-    """Name to shape of every weight of the host's CLIP vision model with the sizes `config`."""
+    """Return the shape of every weight by name of the host's CLIP vision model with the sizes `config`."""
     dim, hidden, patch = config["hidden_size"], config["intermediate_size"], config["patch_size"]
     block = {"mlp.fc1": (hidden, dim), "mlp.fc2": (dim, hidden), "layer_norm1": (dim,), "layer_norm2": (dim,)}
     block |= {f"self_attn.{part}_proj": (dim, dim) for part in ("q", "k", "v", "out")}

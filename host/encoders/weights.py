@@ -10,10 +10,10 @@ from ...wan_model.weights import quantisation
 
 
 def read(path: str, kinds: tuple[str, ...], node: str) -> tuple[dict, dict]:
-    """(state dict, metadata) of the file `path`, with names as `checkpoint.Inspection` gives them.
+    """Return (state dict, metadata) of the file `path`, with names as `checkpoint.Inspection` gives them.
 
     A safetensors file is read by the host, which may stream the weights from it; others are memory-mapped.
-    node: the loader that a message names. Raises ValueError for a damaged file and for one that holds none of `kinds`.
+    node: the loader that a message names. Raise ValueError for a damaged file and for one that holds none of `kinds`.
     """
     found = checkpoint.expect(path, kinds, node)
     if not path.lower().endswith((".safetensors", ".sft")):
@@ -26,15 +26,15 @@ def read(path: str, kinds: tuple[str, ...], node: str) -> tuple[dict, dict]:
 
 
 def count_layers(state: dict, prefix: str) -> int:
-    """How many different numbers follow `prefix` in the names of `state`."""
+    """Return how many different numbers follow `prefix` in the names of `state`."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     return len({match[1] for match in map(pattern.match, state) if match})
 
 
 def shape(state: dict, name: str, path: str, dims: int) -> tuple[int, ...]:
-    """The shape of the weight `name`, from which sizes are read.
+    """Return the shape of the weight `name`, from which sizes are read.
 
-    Raises ValueError where `state`, read from `path`, lacks it or it has not `dims` sides.
+    Raise ValueError if `state`, read from `path`, lacks it, or if it does not have `dims` dimensions.
     """
     found = tuple(state[name].shape) if name in state else ()
     if len(found) != dims or 0 in found:
@@ -43,9 +43,9 @@ def shape(state: dict, name: str, path: str, dims: int) -> tuple[int, ...]:
 
 
 def check_shapes(state: dict, shapes: dict[str, tuple[int, ...]], path: str) -> None:
-    """Raises ValueError where `state`, read from `path`, lacks a name of `shapes` or has it with another shape.
+    """Raise ValueError if `state`, read from `path`, lacks a name of `shapes` or has it with another shape.
 
-    A quantised weight may be packed: its shape is the host's business.
+    The shape of a quantised weight, which may be packed, is left to the host.
     """
     title = os.path.basename(path)
     for name, wanted in shapes.items():

@@ -1,4 +1,4 @@
-"""Attention backends as the host's `optimized_attention_override`: a choice that belongs to one MODEL."""
+"""Attention backends as the host's `optimized_attention_override`, chosen for each MODEL."""
 
 import logging
 from collections.abc import Callable
@@ -37,23 +37,23 @@ CHOICES = ("auto", "sdpa", *PACKAGES)
 
 
 def choose(model, name: str) -> None:
-    """Lets the MODEL `model` attend by `name`, one of `CHOICES`; "auto" leaves it to the host."""
+    """Select the attention `name`, one of `CHOICES`, for the MODEL `model`; "auto" leaves it to the host."""
     if name != "auto":
         override = torch_sdpa if name == "sdpa" else Package(name)
         model.model_options["transformer_options"][OVERRIDE] = override
 
 
 def torch_sdpa(func, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **options) -> Tensor:
-    """torch's own attention, whatever the host has chosen."""
+    """Attend with torch's own function, whatever the host has selected."""
     if not _is_plain(mask, options):
         return func(q, k, v, heads, mask=mask, **options)
     return sdpa(q, k, v, heads)
 
 
 def exact(func, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **options) -> Tensor:
-    """torch's own attention in float32, one head at a time, so that it needs little more memory than another.
+    """Attend with torch's own function in float32, one head at a time to save memory.
 
-    With an axis for the head, which the fused kernels ask for: others make all scores at once.
+    The head keeps an axis, which the fused kernels require: the others hold all scores at once.
     """
     if not _is_plain(mask, options):
         return func(q, k, v, heads, mask=mask, **options)
@@ -66,7 +66,7 @@ def exact(func, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None
 
 
 class Package:
-    """Attention by a package that may not be installed or not work here: then the host's is used, and the log says why.
+    """Attention by an optional package; if it is missing or fails, log the reason and use the host's.
 
     name: a key of `PACKAGES`.
     """
@@ -87,12 +87,12 @@ class Package:
             except failures() as error:
                 self.failed = True
                 logging.warning(
-                    "%s attention is not possible here, the host's is used instead. %s with head size %d on %s: %s",
+                    "%s attention does not work here; ComfyUI's own is used instead. %s with head size %d on %s: %s",
                     *(self.name, q.dtype, q.shape[-1] // heads, q.device, (str(error) or repr(error)).splitlines()[0]),
                 )
         return func(q, k, v, heads, mask=mask, **options)
 
 
 def _is_plain(mask: Tensor | None, options: dict) -> bool:
-    """Whether q, k and v are (B, L, heads * head_dim), and the result too, and every token may see every other."""
+    """Return whether q, k, v and the result are (B, L, heads * head_dim), without a mask."""
     return mask is None and not (options.get("skip_reshape") or options.get("skip_output_reshape"))

@@ -1,7 +1,7 @@
-"""The host's Wan model classes with our DiT in the place of the host's own.
+"""The host's Wan model classes with our DiT in place of the host's own.
 
-The host's classes stay in charge of what conditionings mean (concat latents, masks, VACE frames, held frames), so its
-own Wan nodes, samplers, LoRA loader and offloading work on our model as on its own.
+The host's classes still interpret conditionings (concat latents, masks, VACE frames, given first frames), so its Wan
+nodes, samplers, LoRA loader and offloading work on our model as on its own.
 """
 
 import functools
@@ -9,12 +9,12 @@ import logging
 
 import comfy.conds
 import comfy.model_base
-import comfy.supported_models
 import torch
 
 from ...wan_model.dit.config import DiTConfig
 from ...wan_model.variants import PATCH, VARIANTS
 from ...wan_model.variants.models import Host
+from .. import compat
 from . import conditions, memory, packed, precision, references
 from .causal import CausalDiT
 from .dit import HostDiT
@@ -24,16 +24,16 @@ NETWORKS = {"causal": CausalDiT}
 
 
 class HostModel:
-    """Mixed into a Wan model class of the host: it holds our DiT in the place of the host's own.
+    """Mixin over a Wan model class of the host that puts our DiT in place of the host's own.
 
-    source: name of the file that the model came from. workspace: bytes that its weights take while they are unpacked.
+    source: name of the model's file. workspace: temporary bytes for unpacking its weights.
     """
 
     source = "a Wan model"
     workspace = 0
 
     def __init__(self, model_config, config: DiTConfig):
-        def unet_model(*, operations, dtype, **_):  # without memory: `build` gives it the file's tensors
+        def unet_model(*, operations, dtype, **_):  # on the meta device: `build` assigns the file's tensors
             device = None if precision.is_quantised(model_config) else "meta"  # quantised layers load to this device
             return NETWORKS.get(config.variant, HostDiT)(config, ops=operations, dtype=dtype, device=device)
 
@@ -42,7 +42,7 @@ class HostModel:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What the network computes in."""
+        """The dtype that the network computes in."""
         return self.manual_cast_dtype or self.get_dtype()
 
     @property
@@ -51,10 +51,10 @@ class HostModel:
         return self.diffusion_model.reads
 
     def extra_conds(self, **kwargs):
-        """What the host hands to the network for one conditioning, without the CLIP tokens where it reads none."""
+        """Return the network's arguments for one conditioning, without conditions that it does not read."""
         conds = super().extra_conds(**kwargs)
         if "clip_fea" not in self.reads and conds.pop("clip_fea", None) is not None:
-            logging.warning("%s reads no CLIP vision: what WanClipVision gave is ignored.", self.source)
+            logging.warning("%s does not read CLIP vision: the output of WanClipVision is ignored.", self.source)
         if "context_latents" in self.reads and (sources := kwargs.get("context_latents")) is not None:
             conds["context_latents"] = comfy.conds.CONDList([self.process_latent_in(source) for source in sources])
         if "camera" in self.reads and (rays := kwargs.get("camera_conditions")) is not None:
@@ -62,7 +62,7 @@ class HostModel:
         return references.conditions(self, conds, kwargs) if "ref_latents" in self.reads else conds
 
     def extra_conds_shapes(self, **kwargs):
-        """Shapes of what one conditioning adds to the clip: all that the host knows when it makes room for a run."""
+        """Return the shapes of one conditioning's arguments, from which the host estimates the memory of a run."""
         shapes = super().extra_conds_shapes(**kwargs)
         if (behind := kwargs.get("time_dim_concat")) is not None:
             shapes["time_dim_concat"] = list(behind.shape)
@@ -75,7 +75,7 @@ class HostModel:
         return shapes
 
     def state_dict_for_saving(self, *arguments, **options):
-        """What the host writes to a file: `packed.with_values`."""
+        """Return the tensors that the host saves, as `packed.with_values` gives them."""
         saved = super().state_dict_for_saving(*arguments, **options)
         return packed.with_values(self.diffusion_model, saved, self.compute_dtype)
 
@@ -106,24 +106,23 @@ def configuration(config: DiTConfig):
 
 def config_class(variant: str) -> type:
     """Return the host's configuration class of a variant."""
-    return _of_host(comfy.supported_models, _names(variant).config, variant)
+    return _known(compat.config_class(_names(variant).config), variant)
 
 
 @functools.cache
 def model_class(variant: str) -> type:
     """Return the host's model class of a variant with `HostModel` mixed in; raise ValueError if it has none."""
     name = _names(variant).model
-    return type(name, (HostModel, _of_host(comfy.model_base, name, variant)), {})
+    return type(name, (HostModel, _known(compat.model_class(name), variant)), {})
 
 
 def _names(variant: str) -> Host:
-    """Return what this host calls the classes of a variant."""
+    """Return the names of a variant's classes in this host."""
     names = VARIANTS[variant].host
-    return names if names.instead is None or hasattr(comfy.model_base, names.model) else names.instead
+    return names if names.instead is None or compat.model_class(names.model) else names.instead
 
 
-def _of_host(module, name: str, variant: str) -> type:
-    found = getattr(module, name, None)
+def _known(found: type | None, variant: str) -> type:
     if found is None:
         raise ValueError(f"This ComfyUI does not know {VARIANTS[variant].title} models of Wan: update ComfyUI.")
     return found

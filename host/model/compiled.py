@@ -1,4 +1,4 @@
-"""torch.compile of a MODEL's blocks, one by one, by the host's own means."""
+"""torch.compile for the blocks of a MODEL, one by one, with the host's own wrapper."""
 
 import importlib.util
 import logging
@@ -13,9 +13,9 @@ OLDEST = 7  # compute capability that Triton supports
 
 
 def compile_blocks(model) -> None:
-    """Has the MODEL `model` run its blocks compiled; where that is not possible, the log says why.
+    """Compile the blocks of the MODEL `model`, or log why that is not possible.
 
-    The blocks are alike, so all of them share what is compiled, for every step, size and LoRA strength.
+    All blocks share one compiled function, for every step, size and LoRA strength.
     """
     reason = obstacle(model.load_device)
     if reason:
@@ -31,7 +31,7 @@ def compile_blocks(model) -> None:
 
 
 def obstacle(device: torch.device) -> str | None:
-    """Why nothing can be compiled for `device`, or None."""
+    """Return the reason why torch.compile does not work on `device`, or None."""
     if device.type == "cpu":
         found = os.environ.get("CXX") or any(map(shutil.which, COMPILERS))
         return None if found else "torch.compile needs a C++ compiler for the CPU, such as g++"

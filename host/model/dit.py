@@ -1,4 +1,4 @@
-"""Our DiT as the host's `diffusion_model`: it speaks the host's call and serves the host's patches."""
+"""Our DiT as the host's `diffusion_model`: it takes the host's call and applies the host's patches."""
 
 import dataclasses
 import logging
@@ -19,7 +19,7 @@ AXES = "tyx"  # frames, rows and columns, as the host calls them
 
 @dataclasses.dataclass(frozen=True)
 class HostRuntime(Runtime):
-    """A runtime by the host's patches. options: its transformer_options. latent: what it calls the model's input."""
+    """A runtime with the host's patches. options: transformer_options. latent: the host's input of the model."""
 
     options: dict = dataclasses.field(default_factory=dict)
     latent: torch.Tensor | None = None
@@ -34,11 +34,11 @@ class HostDiT(WanDiT, inner.InnerNetwork):
         self.reads = frozenset(name for part in config.parts for name in part.conditions)
 
     def forward(self, x, timestep, context, clip_fea=None, time_dim_concat=None, transformer_options=None, **kwargs):
-        """The host's call.
+        """Predict the velocity; the signature is the host's.
 
         x: latent with the conditioning channels behind it (B, in_dim, F, H, W). timestep: (B,) or (B, F).
-        transformer_options: the host's patches and wrappers. Of the other arguments those of `conditions.NAMES` are
-        read that this variant knows; what the host passes to every model (control, denoise_mask) is not.
+        transformer_options: the host's patches and wrappers. Of the other arguments, those in `conditions.NAMES` that
+        this variant knows are read; those that the host passes to every model (control, denoise_mask) are not.
         """
         options = {} if transformer_options is None else transformer_options
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(
@@ -49,16 +49,16 @@ class HostDiT(WanDiT, inner.InnerNetwork):
         return executor.execute(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
 
     def run(self, x, timestep, context, clip_fea, time_dim_concat, transformer_options, **kwargs):
-        """`forward` inside the host's wrappers: again with exact attention where the result is not finite.
+        """Run `forward` inside the host's wrappers, and again with exact attention if the result is not finite.
 
-        Raise FloatingPointError if that does not help.
+        Raise FloatingPointError if it still is not.
         """
         arguments = (x, timestep, context, clip_fea, time_dim_concat)
         v = self.predict(*arguments, transformer_options, **kwargs)
         if is_finite(v):
             return v
         logging.warning(
-            "%s: the result was not finite and is computed again with exact attention.", step(transformer_options)
+            "%s: the result was not finite; computing it again with exact attention.", step(transformer_options)
         )
         options = transformer_options | {attention.OVERRIDE: attention.exact}
         v = self.predict(*arguments, options, **kwargs)
@@ -70,7 +70,7 @@ class HostDiT(WanDiT, inner.InnerNetwork):
         return v
 
     def predict(self, x, timestep, context, clip_fea, time_dim_concat, transformer_options, **kwargs):
-        """One pass through the network, through the host's steps where another pack replaces one of them."""
+        """Run the network once, through the host's inner methods if another pack replaces one of them."""
         inner.check_control(self)
         if any(inner.is_own(self, name) for name in inner.STEPS):
             return self._forward(x, timestep, context, clip_fea, time_dim_concat, transformer_options, **kwargs)
@@ -78,12 +78,12 @@ class HostDiT(WanDiT, inner.InnerNetwork):
         return self.pass_through(x, timestep, context, transformer_options, kwargs)
 
     def forward_orig(self, x, t, context, clip_fea=None, freqs=None, transformer_options=None, **kwargs):
-        """The host's step of this name, which other packs wrap. freqs: rotations of all tokens, or None."""
+        """Run the network once: the host's method of this name, which other packs wrap. freqs: rotations, or None."""
         options = {} if transformer_options is None else transformer_options
         return self.pass_through(x, t, context, options, kwargs | {"clip_fea": clip_fea}, freqs)
 
     def pass_through(self, x, timestep, context, transformer_options, arguments, freqs=None):
-        """One pass with the host's patches. arguments: conditions, by the host's names. freqs: as in `forward_orig`."""
+        """Run the network with the host's patches. arguments: conditions, by its names. freqs: as `forward_orig`."""
         given = conditions.given({name: value for name, value in arguments.items() if value is not None}, self.reads)
         transformer_options["grid_sizes"] = (x.shape[2], math.ceil(x.shape[3] / 2), math.ceil(x.shape[4] / 2))
         transformer_options["total_blocks"] = self.config.layers
@@ -95,7 +95,7 @@ class HostDiT(WanDiT, inner.InnerNetwork):
         )
 
     def runtime(self, x, transformer_options, given, freqs=None) -> HostRuntime:
-        """Where and how a forward runs: by the host's attention, kernels and patches, in chunks that fit."""
+        """Return the runtime of a forward: the host's attention, kernels and patches, and a chunk that fits."""
         rope, chosen = transformer_options.get("rope_options") or {}, kernels.choose(x)
         if (table := inner.rope_table(self, x, transformer_options, freqs)) is not None:
             chosen = dataclasses.replace(chosen, rope_table=table, rotate=TORCH.rotate)
@@ -106,7 +106,7 @@ class HostDiT(WanDiT, inner.InnerNetwork):
             chunk=memory.chunk_on(
                 *(x.device, self.config, x.shape, x.dtype),
                 shapes=conditions.shapes_of(given),
-                compiled=hasattr(self.blocks[0], "_orig_mod"),  # as the host puts them there for this call
+                compiled=hasattr(self.blocks[0], "_orig_mod"),  # the host swaps in compiled blocks for this call
             ),
             rope_scale=tuple(rope.get(f"scale_{axis}", 1.0) for axis in AXES),
             rope_shift=tuple(rope.get(f"shift_{axis}", 0.0) for axis in AXES),
@@ -115,11 +115,11 @@ class HostDiT(WanDiT, inner.InnerNetwork):
         )
 
     def run_blocks(self, draft):
-        """All blocks, with the host's block patches."""
+        """Run all blocks with the host's block patches."""
         of_host = draft.runtime.options, draft.runtime.latent, draft.front_tokens
         run = BlockRunner(*of_host, flat_time="vace_context" in self.reads)
         draft.runtime = dataclasses.replace(draft.runtime, run_block=run)
-        draft.after_text[:0] = run.after_text  # also in the blocks of VACE, as in the host's
+        draft.after_text[:0] = run.after_text  # also in VACE blocks, as the host does
         return super().run_blocks(draft)
 
     def kept_bytes(self, shape, dtype: torch.dtype) -> int:
@@ -127,21 +127,21 @@ class HostDiT(WanDiT, inner.InnerNetwork):
         return 0
 
     def run_head(self, head, x, time, chunk):
-        """As in `WanDiT`; another pack's head takes what the host gives it."""
+        """Run the head as `WanDiT` does, or another pack's head with the host's arguments."""
         return head(x, time) if inner.is_replaced(head) else super().run_head(head, x, time, chunk)
 
     def time_modulation(self, t: torch.Tensor) -> torch.Tensor:
-        """Return what all blocks read of the timesteps `t` (N,) in 0..1000: float32 (N, 6 * dim)."""
+        """Return the modulation of all blocks for timesteps `t` (N,) in 0..1000: float32 (N, 6 * dim)."""
         return self.time_projection(self.embed_time(t.unsqueeze(1))).squeeze(1)
 
 
 def is_finite(v: torch.Tensor) -> bool:
-    """Return whether all of `v` is finite, in one reduction: a sum keeps what is not."""
+    """Return whether all of `v` is finite, by one reduction: NaN and infinity survive a sum."""
     return bool(v.sum(dtype=torch.float32).isfinite())
 
 
 def step(transformer_options) -> str:
-    """Return which step of a run the host is in, as far as it says so."""
+    """Return the current step of a run in words, as far as the host gives it."""
     sigmas, sigma = transformer_options.get("sample_sigmas"), transformer_options.get("sigmas")
     if sigmas is None or sigma is None:
         return "In a call outside a run"
@@ -164,7 +164,7 @@ def self_attention(transformer_options):
 
 
 def cross_attention(transformer_options):
-    """Return the host's selected attention, exact where the host can tell: low precision gives NaN on image tokens."""
+    """Return the host's selected attention, without low precision, which gives NaN on image tokens."""
 
     def attend(q, k, v, heads):
         return optimized_attention(
@@ -175,10 +175,10 @@ def cross_attention(transformer_options):
 
 
 class BlockRunner:
-    """`run_block` of a `Runtime`: cancel between blocks, and the host's block patches and replacements.
+    """`run_block` of a `Runtime`: cancelling between blocks, and the host's block patches and replacements.
 
-    latent: what the host calls the model's input, passed on to the patches. offset: tokens before the clip's.
-    flat_time: whether the host's network has no axis for the rows of the time embedding.
+    latent: the host's input of the model, passed on to the patches. offset: tokens before the clip's.
+    flat_time: whether the host's network has no axis for rows of the time embedding.
     """
 
     def __init__(self, options: dict, latent: torch.Tensor, offset: int, flat_time: bool):
@@ -198,13 +198,13 @@ class BlockRunner:
         return x
 
     def run(self, block, x, inputs):
-        """Return what a block makes of x: called as ours, or as the host's where another pack replaces some of it."""
+        """Run a block on x: called as ours, or as the host's if another pack replaces part of it."""
         if inner.is_altered(block):
             return block(x, **inner.as_the_host_calls(inputs, self.options))
         return block(x, inputs)
 
     def of_host(self, rows):
-        """Return `rows` (B, R, ...) of the time embedding as the host's network has them."""
+        """Return `rows` (B, R, ...) of the time embedding in the shape of the host's network."""
         return rows.squeeze(1) if self.flat_time else rows
 
     def on_text(self, patch):
@@ -212,7 +212,7 @@ class BlockRunner:
         return lambda block, x: patch({"x": x, "transformer_options": self.options})
 
     def replaced(self, replacement, block, x, inputs):
-        """Return what a patch makes of a block's input; it can ask for the block itself."""
+        """Run a replacement of a block, which may call the block itself."""
         context, images = inner.joined_context(inputs)
         arguments = {"img": x, "txt": context, "vec": self.of_host(inputs.e), "pe": inner.host_rope(inputs.rope)}
 

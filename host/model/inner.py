@@ -1,8 +1,8 @@
-"""The inner interface of the host's Wan network on ours: what other packs patch and read inside `diffusion_model`.
+"""The inner interface of the host's Wan network on ours, for packs that patch or read inside `diffusion_model`.
 
 They replace the forward of a block, an attention, a feed-forward or a norm by an object patch, or the module itself,
-and call the parts as the host's network does. So our modules are of the host's classes too and take both calls. A block
-of which something is replaced runs as the host's does, part by part; all others run as ours.
+and call these as the host's network does. So our modules also derive from the host's classes and take both calls. A
+block with a replaced part runs as the host's does, part by part; all others run as ours.
 """
 
 import dataclasses
@@ -28,15 +28,17 @@ from ...wan_model.dit.layers import (
 from ...wan_model.dit.parts.vace import VaceBlock
 from ...wan_model.dit.rope import THETA, Positions
 from ...wan_model.variants import PATCH, TEXT_LENGTH
+from .. import compat
 
-INPUTS = "wan_block_inputs"  # our inputs of a block, among the transformer_options of a block that runs as the host's
+INPUTS = "wan_block_inputs"  # our inputs of a block, in the transformer_options of a block that runs as the host's
 PARTS = ("self_attn", "cross_attn", "ffn", "norm1", "norm2", "norm3")  # of a block
+SERVED = compat.wan_patches()
 STEPS = ("_forward", "forward_orig")  # of the host's network, which other packs wrap
 KINDS = {"self_attn": SelfAttention, "cross_attn": CrossAttention, "ffn": FeedForward}
 
 
 class InnerSelfAttention(SelfAttention, wan.WanSelfAttention):
-    """Called as a whole by other packs only: `forward(x, freqs, transformer_options)`."""
+    """Called as a whole only by other packs: `forward(x, freqs, transformer_options)`."""
 
 
 class InnerCrossAttention(CrossAttention):
@@ -56,7 +58,7 @@ class InnerTextAttention(InnerCrossAttention, wan.WanT2VCrossAttention):
 
 
 class InnerImageAttention(InnerCrossAttention, wan.WanI2VCrossAttention):
-    """Attention to the text and to CLIP tokens, which the host puts before it."""
+    """Attention to the text and to CLIP tokens, which precede it in the host's context."""
 
     host_class = wan.WanI2VCrossAttention
 
@@ -71,7 +73,7 @@ class InnerBlock(Block, wan.WanAttentionBlock):
         return self.in_parts(x, *arguments, **options)
 
     def in_parts(self, x, e, freqs, context, context_img_len=None, transformer_options=None) -> Tensor:
-        """As the host's block: e (B, R, 6, dim) or (B, 6, dim), freqs (1, L, 1, head_dim / 2, 2, 2)."""
+        """Run as the host's block does: e (B, R, 6, dim) or (B, 6, dim), freqs (1, L, 1, head_dim / 2, 2, 2)."""
         options = {} if transformer_options is None else transformer_options
         inputs = options.get(INPUTS)
         counts, after_text = (inputs.counts, inputs.after_text) if inputs else (None, ())
@@ -87,7 +89,7 @@ class InnerBlock(Block, wan.WanAttentionBlock):
 
 
 class InnerVaceBlock(InnerBlock, VaceBlock, wan.VaceWanAttentionBlock):
-    """A block over control tokens, which only our forward calls."""
+    """A block over control tokens, called only by our forward."""
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """x (B, L, dim) -> (B, L, dim)."""
@@ -109,7 +111,7 @@ class InnerHead(Head, wan.Head):
 
 
 class InFloat32(nn.Sequential):
-    """Layers whose weights are float32, whatever another pack gives them."""
+    """Layers with float32 weights, which take an input of any dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x of any float type -> float32."""
@@ -117,7 +119,7 @@ class InFloat32(nn.Sequential):
 
 
 class InnerNetwork(wan.WanModel):
-    """What a network has to be of the host's class without its modules."""
+    """Base that makes our network an instance of the host's class, without its modules."""
 
     def __init__(self):
         nn.Module.__init__(self)
@@ -132,15 +134,15 @@ def of_tokens(row: Tensor, x: Tensor, counts: tuple[int, ...] | None = None) -> 
 
 
 def is_replaced(module: nn.Module) -> bool:
-    """Return whether the forward of `module` is not that of its class, or a hook waits for it."""
+    """Return whether the forward of `module` is not that of its class, or has a hook."""
     forward = vars(module).get("forward")
     hooked = module._forward_hooks or module._forward_pre_hooks
     return bool(hooked) or (forward is not None and forward != MethodType(type(module).forward, module))
 
 
 def is_altered(block: nn.Module) -> bool:
-    """Return whether something of a block is replaced by another pack, so that it has to run as the host's does."""
-    block = getattr(block, "_orig_mod", block)  # inside a compiled one
+    """Return whether another pack replaces part of a block, so that it must run as the host's does."""
+    block = getattr(block, "_orig_mod", block)  # the block inside a compiled one
     if not isinstance(block, InnerBlock) or is_replaced(block):
         return True
     parts = {name: getattr(block, name) for name in PARTS}
@@ -162,14 +164,14 @@ def as_the_host_calls(inputs: BlockInputs, options: dict) -> dict:
 
 
 def joined_context(inputs: BlockInputs) -> tuple[Tensor, int | None]:
-    """Return the context as the host has it, image tokens first, and how many these are; None for no image."""
+    """Return the context in the host's form, image tokens first, and their number, None without an image."""
     if inputs.image_context is None or inputs.image_context is inputs.context:
-        return inputs.context, None  # which an attention that reads images takes for both
+        return inputs.context, None  # an attention that reads images uses it for both
     return torch.cat((inputs.image_context, inputs.context), dim=1), inputs.image_context.shape[1]
 
 
 def with_context(inputs: BlockInputs, context: Tensor, images: int | None) -> BlockInputs:
-    """Return `inputs` with the context as the host has it: the opposite of `joined_context`."""
+    """Return `inputs` with a context in the host's form: the inverse of `joined_context`."""
     if images is not None:
         return dataclasses.replace(inputs, image_context=context[:, :images], context=context[:, images:])
     image_context = None if inputs.image_context is None else context
@@ -177,7 +179,7 @@ def with_context(inputs: BlockInputs, context: Tensor, images: int | None) -> Bl
 
 
 def host_rope(table: Tensor) -> Tensor:
-    """Return a table (L, n, 2), or matrices (L, n, 2, 2), as the host has it: (1, L, 1, n, 2, 2)."""
+    """Return a table (L, n, 2), or matrices (L, n, 2, 2), in the host's form (1, L, 1, n, 2, 2)."""
     if table.ndim == 3:
         cos, sin = table.unbind(-1)
         table = torch.stack((cos, -sin, sin, cos), dim=-1).unflatten(-1, (2, 2))
@@ -196,13 +198,13 @@ def our_rope(freqs: Tensor) -> Tensor:
 
 
 def is_own(network: nn.Module, name: str) -> bool:
-    """Return whether the method `name` of this object is not that of its class."""
+    """Return whether the object has a method `name` that is not its class's."""
     method = vars(network).get(name)
     return method is not None and method != MethodType(getattr(type(network), name), network)
 
 
 def rope_table(network: nn.Module, latent: Tensor, options: dict, freqs: Tensor | None = None):
-    """Return `rope_table` of the `Kernels` by what another pack put into `network`, or by `freqs`; None for our own."""
+    """Return a `Kernels.rope_table` from another pack's replacement or from `freqs`; None to keep our own."""
     if is_own(network, "rope_encode") and freqs is None:
         return lambda positions, head_dim, device: _encoded(network, positions, latent, options)
     if network.rope_embedder is not network.own_rope[0] and freqs is None:
@@ -211,11 +213,11 @@ def rope_table(network: nn.Module, latent: Tensor, options: dict, freqs: Tensor 
 
 
 def _encoded(network: nn.Module, positions, latent: Tensor, options: dict) -> Tensor:
-    """Return the table by the `rope_encode` of another pack."""
+    """Return the table that another pack's `rope_encode` gives."""
     if len(positions) > 1:
         raise ValueError(
-            f"Another node replaces rope_encode, which knows the clip's tokens only, and this run has {len(positions)} "
-            "streams of tokens: take that node or the reference latents off."
+            f"Another node replaces rope_encode, which covers only the clip, and this run has {len(positions)} "
+            "streams of tokens: remove that node or the reference latents."
         )
     frames, rows, columns = positions[0].grid
     size = (frames * PATCH[0], rows * PATCH[1], columns * PATCH[2])
@@ -224,7 +226,7 @@ def _encoded(network: nn.Module, positions, latent: Tensor, options: dict) -> Te
 
 
 def _embedded(network: nn.Module, positions: Positions, device) -> Tensor:
-    """Return the table by the `rope_embedder` of another pack."""
+    """Return the table that another pack's `rope_embedder` gives."""
     axes = (torch.tensor(axis, device=device) for axis in (positions.frames, positions.rows, positions.columns))
     ids = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).float().flatten(0, 2)  # (n, 3)
     table = our_rope(network.rope_embedder(ids[None]).movedim(1, 2))
@@ -238,7 +240,7 @@ def _embedded(network: nn.Module, positions: Positions, device) -> Tensor:
 def served_patches(options: dict, name: str) -> tuple:
     """Return the patches `name` in the transformer_options that are made for Wan.
 
-    Where the host's own Wan does not call them, those for U-Nets, which take q, k and v, do nothing, as on the host's.
+    If the host's own Wan does not call them, patches for U-Nets, which take q, k and v, are left out, as on the host.
     """
     patches = options.get("patches", {}).get(name, ())
     return tuple(patch for patch in patches if name in SERVED or _takes_one_argument(patch))
@@ -249,32 +251,19 @@ def _takes_one_argument(patch) -> bool:
     return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in required) <= 1
 
 
-def _served() -> frozenset[str]:
-    """Return the names of the patches that the host's Wan network calls: its functions hold them as constants."""
-    marks = {
-        "attn1_patch": (wan.WanSelfAttention.forward, "attn1_patch"),
-        "attn2_patch": (wan.WanAttentionBlock.forward, "attn2_patch"),
-        "double_block": (wan.WanModel.forward_orig, "img_offset"),
-    }
-    return frozenset(name for name, (function, mark) in marks.items() if mark in str(function.__code__.co_consts))
-
-
-SERVED = _served()
-
-
 def check_control(network: nn.Module) -> None:
-    """Raise ValueError if another pack replaces what cannot be replaced in the blocks of VACE."""
+    """Raise ValueError if another pack replaces a VACE block, which is not supported."""
     for index, block in enumerate(getattr(network, "vace_blocks", ())):
         compiled, block = hasattr(block, "_orig_mod"), getattr(block, "_orig_mod", block)
         if is_replaced(block) or (compiled and is_altered(block)):
             raise ValueError(
                 f"Another node replaces vace_blocks.{index} of the network{' and compiles it' if compiled else ''}, "
-                "which this model does not serve: take that node off, or load the model with Load Diffusion Model."
+                "which this model does not support: remove that node, or load the model with Load Diffusion Model."
             )
 
 
 def dress(network: nn.Module, config: DiTConfig, ops) -> None:
-    """Give the modules of `network` the host's classes, and the attributes that these have."""
+    """Give the modules of `network` the host's classes and their attributes."""
     sizes = {"dim": config.dim, "num_heads": config.heads, "window_size": config.window_size, "qk_norm": True}
     sizes |= {"eps": config.eps}
     for block in (*network.blocks, *getattr(network, "vace_blocks", ())):
@@ -296,7 +285,7 @@ def dress(network: nn.Module, config: DiTConfig, ops) -> None:
     network.rope_embedder = EmbedND(
         config.dim // config.heads, THETA, [config.dim // config.heads - 2 * third, third, third]
     )
-    network.own_rope = (network.rope_embedder,)  # to tell another from it
+    network.own_rope = (network.rope_embedder,)  # to recognise a replacement
     of_network = {name: getattr(config, name) for name in ("ffn_dim", "freq_dim", "text_dim", "in_dim", "out_dim")}
     of_network |= {"num_layers": config.layers, "patch_size": PATCH, "text_len": TEXT_LENGTH, "cross_attn_norm": True}
     note(network, sizes | of_network | {"model_type": "i2v" if hasattr(network, "img_emb") else "t2v"})
@@ -312,6 +301,6 @@ def note(module: nn.Module, attributes: dict) -> None:
 
 
 def _in_its_type(layer: nn.Module, arguments: tuple) -> tuple:
-    """Give a layer that does not cast its weights to its input the input in their type."""
+    """Cast the input to the weight's dtype for a layer that does not cast its weights."""
     (x,) = arguments
     return arguments if getattr(layer, "comfy_cast_weights", False) else (x.to(layer.weight.dtype),)

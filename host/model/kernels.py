@@ -1,8 +1,7 @@
-"""Which fused kernels the DiT gets for what only moves memory: the host's own (comfy-kitchen), in the form it takes."""
+"""Fused kernels for the DiT's memory-bound operations: the host's own (comfy-kitchen), adapted to our interface."""
 
 from collections.abc import Sequence
 
-import comfy.model_management
 import comfy.quant_ops
 import torch
 from torch import Tensor
@@ -10,17 +9,16 @@ from torch import Tensor
 from ...wan_model.dit.layers import TORCH, Kernels
 from ...wan_model.dit.rope import Positions, rope_table
 from ...wan_model.kernels.fused import triton_kernels
+from .. import compat
 
-BACKENDS = ("cuda", "triton")  # comfy-kitchen's third, "eager", takes more passes than ours
+BACKENDS = ("cuda", "triton")  # the third, "eager", takes more passes than ours
 
 
 def choose(x: Tensor) -> Kernels:
-    """Return the host's kernels, or else our own, where they take the type and device of `x`; otherwise torch's."""
-    kitchen = getattr(comfy.quant_ops, "ck", None)  # 0.3.75 has none, and some others an older one
-    training = getattr(comfy.model_management, "in_training", False)  # these kernels have no gradient
-    if training or x.device.type != "cuda" or x.dtype.itemsize > 2:
+    """Return the host's kernels, or else our own, if they support the dtype and device of `x`; otherwise torch's."""
+    if compat.is_training() or x.device.type != "cuda" or x.dtype.itemsize > 2:  # the kernels have no gradient
         return TORCH
-    if hasattr(kitchen, "adaln") and any(map(kitchen.registry.is_available, BACKENDS)):
+    if compat.kitchen(*BACKENDS):
         return FUSED
     own = triton_kernels(x.device)
     return own.DIT if own else TORCH

@@ -11,6 +11,7 @@ from ...wan_model import checkpoint
 from ...wan_model.dit.config import DiTConfig
 from ...wan_model.dit.model import dit_config
 from ...wan_model.weights import ggml
+from .. import compat
 from ..observe import preview, timing
 from . import attention as host_attention
 from . import compiled, offload, packed, precision, references
@@ -26,18 +27,18 @@ def load(
     compile_blocks: bool = False,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL of a Wan diffusion file.
+    """Return the MODEL of a Wan diffusion file.
 
-    dtype: one of `precision.CHOICES`. vace_path: a file with the VACE blocks alone, which a text-to-video model gets.
+    dtype: one of `precision.CHOICES`. vace_path: a file of VACE blocks to add to a text-to-video model.
     attention: one of `attention.CHOICES`. compile_blocks: as `compiled.compile_blocks`. disable_dynamic: as in `build`.
-    Raises ValueError for a file that holds no Wan DiT, for blocks of another size, and as `precision.configure`.
+    Raise ValueError for a file that holds no Wan DiT, for blocks of another size, and as `precision.configure`.
     """
     state_dict, found = checkpoint.load_model(path)
     config = found.config
     if vace_path is not None:
         state_dict |= checkpoint.load(vace_path)[0]
         config = dit_config(state_dict)
-    # A compiled block's weights stay put.
+    # The weights of compiled blocks must not move.
     patcher = build(state_dict, dtype, disable_dynamic or compile_blocks, config)
     patcher.model.source = os.path.basename(path)
     patcher.model.mapped = offload.names(patcher.model.diffusion_model, state_dict, "diffusion_model.")
@@ -48,7 +49,7 @@ def load(
     host_attention.choose(patcher, attention)
     if compile_blocks:
         compiled.compile_blocks(patcher)
-    # How a newer host makes a second copy: for another device, or with `disable_dynamic`, which it adds.
+    # A newer host calls this for a second copy: for another device, or with `disable_dynamic`, which it adds.
     patcher.cached_patcher_init = (load, (path, dtype, vace_path, attention, compile_blocks))
     return patcher
 
@@ -56,10 +57,10 @@ def load(
 def build(
     state_dict: dict, dtype: str = "auto", disable_dynamic: bool = False, config: DiTConfig | None = None
 ) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL of weights as `checkpoint.load` gives them; arguments and errors as in `load`.
+    """Return the MODEL of weights as `checkpoint.load` gives them; arguments and errors as in `load`.
 
-    disable_dynamic: never the patcher of newer hosts that brings each weight to the device when it is used. config: of
-    these weights, where it is known already.
+    disable_dynamic: avoid the patcher of newer hosts that loads each weight when it is used. config: of these weights,
+    if it is known already.
     """
     config = config or dit_config(state_dict)
     model_config = configuration(config)
@@ -81,11 +82,10 @@ def build(
 
 
 def place(module: torch.nn.Module, state_dict: dict, dtypes: Mapping[str, torch.dtype] | None = None) -> None:
-    """Makes the tensors of `state_dict` the parameters of `module`, in `dtypes` or the dtype that each parameter had.
+    """Make the tensors of `state_dict` the parameters of `module`, in `dtypes` or the dtype that each parameter had.
 
-    A tensor that has it already stays where it is, in the memory-mapped file: loading costs no second copy. Packed
-    bytes stay as they are.
-    Raises ValueError for a name that is missing or left over.
+    A tensor that has this dtype already stays in the memory-mapped file and is not copied. Packed bytes stay packed.
+    Raise ValueError for missing and unexpected names.
     """
     wanted = dtypes or {name: parameter.dtype for name, parameter in module.named_parameters()}
     tensors = {
@@ -102,12 +102,9 @@ def place(module: torch.nn.Module, state_dict: dict, dtypes: Mapping[str, torch.
 
 
 def make_patcher(model, device, offload_device, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """The host's patcher around `model`. Looked up late: a newer host rebinds its name to its dynamic patcher."""
-    # That one brings weights to the device in the types that are noted here.
-    getattr(comfy.model_management, "archive_model_dtypes", lambda _: None)(model)
-    patcher_class = comfy.model_patcher.ModelPatcher
-    if not disable_dynamic:
-        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
+    """Return the host's patcher around `model`; disable_dynamic as in `build`."""
+    compat.archive_dtypes(model)
+    patcher_class = compat.patcher_class(dynamic=not disable_dynamic)
     is_plain = patcher_class is comfy.model_patcher.ModelPatcher
     if packed.holds_packed(model) or (is_plain and packed.holds_quantised(model)):
         patcher_class = PackedPatcher

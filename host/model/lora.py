@@ -1,4 +1,4 @@
-"""LoRAs as patches of a MODEL, with a count of what they changed."""
+"""LoRAs as patches of a MODEL, with a report of what they changed."""
 
 import os
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from ...wan_model.weights import lora as names
 from ...wan_model.weights.lora_forms import change_shape
 
 SHOWN = 5  # unmatched names that a message spells out
-ATTACHMENT = "wan_loras"  # of a MODEL: the names of the LoRA files on it
+ATTACHMENT = "wan_loras"  # of a MODEL: the names of its LoRA files
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a LoRA file did: tensors that changed the model, and the names of those that could not."""
+    """The effect of a LoRA file: tensors that changed the model, and names of those that did not match."""
 
     title: str
     strength: float
@@ -36,9 +36,9 @@ class Report:
 
 
 def apply(model, path: str, strength: float) -> tuple[object, Report]:
-    """(a clone of the MODEL `model` with the LoRA of the file `path`, what it changed); the weights stay as they are.
+    """Return (a clone of the MODEL `model` with the LoRA of the file `path`, a report); weights are not changed.
 
-    Raises ValueError for a damaged file, a LoRA for another size of Wan and one that matches nothing.
+    Raise ValueError for a damaged file, a LoRA for another size of Wan and one that matches nothing.
     """
     title = os.path.basename(path)
     tensors = checkpoint.read(path)
@@ -62,9 +62,9 @@ def names_on(model) -> tuple[str, ...]:
 
 
 def match(title: str, tensors: Mapping, shapes: Mapping) -> tuple[list[names.Change], list[str]]:
-    """`names.changes` of the LoRA file `title`.
+    """Return `names.changes` of the LoRA file `title`.
 
-    shapes: `parameter_shapes` of the model. Raises ValueError where the LoRA is for another size or model.
+    shapes: `parameter_shapes` of the model. Raise ValueError if the LoRA is for another size or model.
     """
     changes, unmatched = names.changes(tensors, shapes)
     if not changes:
@@ -74,7 +74,7 @@ def match(title: str, tensors: Mapping, shapes: Mapping) -> tuple[list[names.Cha
 
 
 def _patch(change: names.Change, key: str, shape: tuple[int, ...]):
-    """The host's patch for a change of the parameter `key`."""
+    """Return the host's patch for a change of the parameter `key`."""
     if change.kind != "adapter":
         (tensor,) = change.tensors.values()
         return change.kind, (tensor.reshape(shape),)
@@ -88,7 +88,7 @@ def _patch(change: names.Change, key: str, shape: tuple[int, ...]):
 
 
 def parameter_shapes(module) -> dict[str, tuple[int, ...]]:
-    """Name to logical shape of every parameter of the DiT `module`, packed ones too."""
+    """Return the logical shape of every parameter of the DiT `module` by name, packed ones included."""
     shapes = {}
     for name, parameter in module.named_parameters():
         shapes[name] = tuple(parameter.shape)
@@ -99,7 +99,7 @@ def parameter_shapes(module) -> dict[str, tuple[int, ...]]:
 
 
 def _patch_lone(clone, key: str, change: names.Change, strength: float) -> None:
-    """Changes a parameter that lies in no layer, such as a modulation: the host's patcher passes those over."""
+    """Change a parameter outside any layer, such as a modulation, which the host's patcher skips."""
     parameter = clone.get_model_object(key)
     (tensor,) = change.tensors.values()
     tensor = tensor.reshape(parameter.shape).to(parameter.device).float()

@@ -1,4 +1,4 @@
-"""Weights that leave the device: at once after use, and home to their memory-mapped file in place of a copy in RAM."""
+"""Offloading: models that leave the device right after use, and weights that return to their memory-mapped file."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,11 @@ import comfy.model_patcher
 import comfy.utils
 import torch
 
+from .. import compat
+
 
 class Home(NamedTuple):
-    """What the host keeps of a weight to put it back; the names are the host's."""
+    """The host's record for restoring a weight; the field names are the host's."""
 
     weight: torch.Tensor
     inplace_update: bool = False
@@ -18,7 +20,7 @@ class Home(NamedTuple):
 class MappedPatcher(comfy.model_patcher.ModelPatcher):
     """The host's patcher, which backs up each weight of `model.mapped` before it moves it to a device.
 
-    The host puts what it has backed up back before it empties the device, so nothing is left to copy.
+    The host restores backups before it unloads the device, so no weight has to be copied to RAM.
     """
 
     def load(self, device_to=None, *arguments, **options):
@@ -28,34 +30,29 @@ class MappedPatcher(comfy.model_patcher.ModelPatcher):
         for name, module in self.model.named_modules():
             if next(module.children(), None) is None:
                 continue
-            for parameter, weight in module.named_parameters(recurse=False):  # which the host leaves where they are
+            for parameter, weight in module.named_parameters(recurse=False):  # which the host does not move
                 self.keep_home(f"{name}.{parameter}", device_to)
                 weight.data = weight.data.to(device_to)
 
     def patch_weight_to_device(self, key, device_to=None, *arguments, **options):
-        if key not in self.patches:  # of a patched one the host keeps a backup itself
+        if key not in self.patches:  # the host backs up patched weights itself
             self.keep_home(key, device_to)
         return super().patch_weight_to_device(key, device_to, *arguments, **options)
 
     def keep_home(self, key: str, device: torch.device | None) -> None:
-        """Backs up the weight `key`, which is about to move to `device`, if it lies in a file."""
+        """Back up the weight `key` before it moves to `device`, if it is in a memory-mapped file."""
         if device is None or comfy.model_management.is_device_cpu(device) or key in self.backup:
             return
         if key in getattr(self.model, "mapped", ()):
             self.backup[key] = Home(comfy.utils.get_attr(self.model, key).data)  # the parameter itself will move
 
 
-def is_dynamic(patcher) -> bool:
-    """Whether it is the patcher of a newer host that takes room on the device, and gives way there, by itself."""
-    return getattr(patcher, "is_dynamic", lambda: False)()
-
-
 def leave_device(patcher) -> None:
-    """Takes the model of a host patcher off its device, where the host would leave it until memory is short.
+    """Unload the model of a host patcher now; the host would keep it until memory is short.
 
-    A dynamic patcher gives way by itself, and keeps what it can for the next time.
+    A dynamic patcher frees memory by itself when others need it.
     """
-    if is_dynamic(patcher):
+    if compat.is_dynamic(patcher):
         return
     management = comfy.model_management
     others = [m for m in management.current_loaded_models if m.model is None or m.model.model is not patcher.model]
@@ -63,7 +60,7 @@ def leave_device(patcher) -> None:
 
 
 def names(module: torch.nn.Module, state_dict: dict, prefix: str) -> frozenset[str]:
-    """Names, behind `prefix`, of the parameters of `module` that are the tensors of `state_dict` themselves."""
+    """Return the names, with `prefix`, of the parameters of `module` that share memory with `state_dict`."""
     return frozenset(
         prefix + name
         for name, parameter in module.named_parameters()

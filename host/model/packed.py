@@ -1,8 +1,7 @@
-"""Weights that stay packed: GGUF blocks as the host's layers, unpacked on the device by the layer that runs.
+"""Packed weights: GGUF blocks in the host's layers, unpacked on the device when a layer runs.
 
-The host moves, offloads and streams the packed bytes like any weight; its cast finds them already in their type, and
-its weight functions (LoRAs among them) come after the unpacking. What the host reads otherwise than by running the
-layer (saving, merging, extracting, hooks) gets the values, too.
+The host moves, offloads and streams the packed bytes like any weight. Its weight functions (LoRAs among them) run after
+the unpacking. Other readers of a weight (saving, merging, extracting, hooks) get the unpacked values too.
 """
 
 from types import SimpleNamespace
@@ -15,43 +14,43 @@ import torch
 from ...wan_model.weights import ggml
 from ...wan_model.weights.quantisation import PACKED_MARKER
 
-QUANTISED_LIST = "_quantization_metadata"  # what 0.3.75 adds to a state dict to save; it cannot write these weights
+QUANTISED_LIST = "_quantization_metadata"  # 0.3.75 adds it when it saves, but cannot write these weights
 
 
 def is_packed(state_dict: dict) -> bool:
-    """Whether weights of `state_dict` are packed as `checkpoint.load` gives them."""
+    """Return whether `state_dict` holds packed weights, as `checkpoint.load` gives them."""
     return any(name.endswith(PACKED_MARKER) for name in state_dict)
 
 
 def holds_packed(module: torch.nn.Module) -> bool:
-    """Whether a layer of `module` has a packed weight."""
+    """Return whether a layer of `module` has a packed weight."""
     return any(is_packed_layer(layer) for layer in module.modules())
 
 
 def holds_quantised(module: torch.nn.Module) -> bool:
-    """Whether a layer of `module` has a weight that the host keeps quantised."""
+    """Return whether a layer of `module` has a weight that the host keeps quantised."""
     return any(is_quantised_layer(layer) for layer in module.modules())
 
 
 def is_packed_layer(layer: torch.nn.Module) -> bool:
-    """Whether the weight of `layer` is GGUF bytes."""
+    """Return whether the weight of `layer` is GGUF bytes."""
     return getattr(layer, "kind", None) is not None
 
 
 def is_quantised_layer(layer: torch.nn.Module) -> bool:
-    """Whether the weight of `layer` is one of the host's quantised tensors."""
+    """Return whether the weight of `layer` is one of the host's quantised tensors."""
     weight = getattr(layer, "weight", None)
-    kinds = (weight, getattr(weight, "data", None))  # a parameter of one hides it in some versions of torch
+    kinds = (weight, getattr(weight, "data", None))  # some versions of torch hide it inside a parameter
     return any(isinstance(tensor, comfy.quant_ops.QuantizedTensor) for tensor in kinds)
 
 
 def named_packed_layers(module: torch.nn.Module):
-    """(name, layer) of each layer of `module` whose weight is packed."""
+    """Return (name, layer) of each layer of `module` whose weight is packed."""
     return ((name, layer) for name, layer in module.named_modules() if is_packed_layer(layer))
 
 
 def value(layer: torch.nn.Module) -> torch.Tensor:
-    """The weight of a packed or quantised layer as a new float tensor, with the layer's weight functions (patches)."""
+    """Return the weight of a packed or quantised layer as a new float tensor, with its weight functions applied."""
     if is_packed_layer(layer):
         weight = layer.unpack(layer.weight.data, torch.float32)
     else:
@@ -62,9 +61,9 @@ def value(layer: torch.nn.Module) -> torch.Tensor:
 
 
 def with_values(network: torch.nn.Module, state_dict: dict, dtype: torch.dtype) -> dict:
-    """`state_dict`, which the host is about to save of `network`, with packed weights as values in `dtype`.
+    """Return the `state_dict` of `network` that the host is about to save, with packed weights unpacked to `dtype`.
 
-    The host's quantised weights are left to it where it can write them.
+    Quantised weights are left to the host if it can write them.
     """
     prefix = next(name for name in state_dict if name.endswith("head.modulation")).removesuffix("head.modulation")
     cannot_write = state_dict.pop(prefix + QUANTISED_LIST, None) is not None
@@ -77,13 +76,13 @@ def with_values(network: torch.nn.Module, state_dict: dict, dtype: torch.dtype) 
 
 
 def layer_of(model: torch.nn.Module, key: str) -> torch.nn.Module | None:
-    """The layer of which `key` is the weight; None for other parameters."""
+    """Return the layer whose weight is `key`, or None for other parameters."""
     name, _, parameter = key.rpartition(".")
     return comfy.utils.get_attr(model, name) if parameter == "weight" and name else None
 
 
 class PackedLayer:
-    """Mixed into a layer of the host with one weight: it may be packed. kind: a key of `ggml.FORMATS`, or None."""
+    """Mixin over a layer of the host whose weight may be packed. kind: a key of `ggml.FORMATS`, or None."""
 
     kind = None
 
@@ -96,18 +95,18 @@ class PackedLayer:
         return torch.nn.Module._load_from_state_dict(self, state_dict, prefix, *arguments)
 
     def unpack(self, data, dtype):
-        """The values of packed bytes (rows, bytes of a row), which the host may have cast to a float type."""
+        """Return the values of packed bytes (rows, bytes of a row), which the host may have cast to a float type."""
         return ggml.unpack(ggml.Packed(data.to(torch.uint8), self.kind), dtype)
 
     def convert_weight(self, weight, inplace=False, **options):
-        """The host's call for the values of `weight`, its own copy of this layer's."""
+        """Return the values of `weight`, the host's copy of this layer's; the host calls this."""
         if self.kind is not None:
             return self.unpack(weight, torch.float32)
         convert = getattr(super(), "convert_weight", None)
         return weight if convert is None else convert(weight, inplace=inplace, **options)
 
     def on_device(self, device, functions, bias_dtype):
-        """(packed weight after `functions`, bias, what the host's `uncast_bias_weight` wants) on `device`."""
+        """Return (packed weight after `functions`, bias, stream for the host's `uncast_bias_weight`) on `device`."""
         packed = SimpleNamespace(
             weight=self.weight, bias=self.bias, weight_function=functions, bias_function=self.bias_function
         )
@@ -117,7 +116,7 @@ class PackedLayer:
 
 
 def operations(base):
-    """`base`, a namespace of the host's casting layers, with linear layers and embeddings that take packed weights."""
+    """Return the host's namespace of casting layers `base`, with linear layers and embeddings for packed weights."""
 
     class Operations(base):
         class Linear(PackedLayer, base.Linear):
@@ -134,7 +133,7 @@ def operations(base):
                 return out
 
         class Embedding(PackedLayer, base.Embedding):
-            """Rows of a packed table; only those that are asked for are unpacked."""
+            """Rows of a packed table; only the requested ones are unpacked."""
 
             def forward_comfy_cast_weights(self, input, out_dtype=None):
                 if self.kind is None:

@@ -1,4 +1,4 @@
-"""The host's patcher for weights that stay packed or quantised: it patches, hooks, merges and saves their values."""
+"""A host patcher for packed and quantised weights, which patches, hooks, merges and saves their values."""
 
 import comfy.hooks
 import comfy.lora
@@ -11,7 +11,7 @@ from .packed import is_packed_layer, is_quantised_layer, layer_of, named_packed_
 
 
 class HookPatch:
-    """A weight function: the change of the host's hooks (scheduled LoRAs) to a weight that stays packed."""
+    """A weight function that applies the host's hooks (scheduled LoRAs) to a packed weight."""
 
     def __init__(self, key, patches, original):
         self.key, self.patches, self.original = key, patches, original
@@ -22,13 +22,13 @@ class HookPatch:
         )
 
     def __getitem__(self, key):
-        """The host's look-up of the weight before all patches, where a patch is a difference to it."""
+        """Return the original weight, for patches that are differences to it; the host looks it up."""
         weight, convert = self.original
         return [(convert(weight.data), None)]
 
 
 def hook(layer: torch.nn.Module, patch: HookPatch | None) -> None:
-    """Make `patch` the one hook on the weight of `layer`, or take the one that is there away."""
+    """Make `patch` the only hook on the weight of `layer`; None removes the hook."""
     present = getattr(layer, "weight_function", ())
     functions = [function for function in present if not isinstance(function, HookPatch)]
     if patch is not None or len(functions) != len(present):
@@ -36,7 +36,7 @@ def hook(layer: torch.nn.Module, patch: HookPatch | None) -> None:
 
 
 class Values(dict):
-    """A state dict of `model` whose weights `kept`, packed or quantised, become values when they are asked for."""
+    """A state dict of `model` that unpacks the weights `kept` (packed or quantised) on access."""
 
     def __init__(self, model, state_dict, kept):
         super().__init__(state_dict)
@@ -47,7 +47,7 @@ class Values(dict):
 
 
 class WithoutPacked:
-    """`model` to the host's saving, without the weights `names` in its state dict."""
+    """Proxy of `model` for the host's saving, without the weights `names` in its state dict."""
 
     def __init__(self, model, names):
         self.model, self.names = model, names
@@ -62,8 +62,8 @@ class WithoutPacked:
 class PackedPatcher(MappedPatcher):
     """The host's patcher for packed and quantised weights.
 
-    It never adds a patch to packed bytes, nor a hook to quantised weights: the layer's weight functions do when it
-    runs. Whatever else the host reads of a packed weight is its values.
+    It never adds a patch to packed bytes or a hook to quantised weights; the layer's weight functions do so when it
+    runs. All other reads of a packed weight give its values.
     """
 
     def load(self, *arguments, **options):
@@ -71,7 +71,7 @@ class PackedPatcher(MappedPatcher):
         self.set_functions()
 
     def set_functions(self):
-        """Give each packed layer the patches of its weight as its one patching function; the host's would unpack it."""
+        """Set the patches of each packed layer as one weight function; the host's own would unpack the weight."""
         for name, layer in named_packed_layers(self.model):
             key, patch = f"{name}.weight", comfy.model_patcher.LowVramPatch
             functions = [f for f in layer.weight_function if not isinstance(f, patch)]
@@ -90,7 +90,7 @@ class PackedPatcher(MappedPatcher):
 
     def partially_unload(self, *arguments, **options):
         freed = super().partially_unload(*arguments, **options)
-        self.set_functions()  # the host has added to each unloaded layer the patch that it had
+        self.set_functions()  # the host has added the patch of each unloaded layer once more
         return freed
 
     def unpatch_model(self, device_to=None, unpatch_weights=True):
@@ -101,7 +101,7 @@ class PackedPatcher(MappedPatcher):
 
     def model_state_dict(self, filter_prefix=None):
         state_dict = super().model_state_dict(filter_prefix)
-        # A newer host lists the scales of a quantised weight, too, and then looks for parameters of those names.
+        # A newer host also lists the scales of a quantised weight, and then looks for parameters of those names.
         state_dict = {name: tensor for name, tensor in state_dict.items() if not COMPANION.search(name)}
         return Values(self.model, state_dict, {name for name in state_dict if self.keeps(name)})
 
@@ -133,6 +133,6 @@ class PackedPatcher(MappedPatcher):
         super().unpatch_hooks(whitelist_keys_set)
 
     def keeps(self, key: str) -> bool:
-        """Whether the weight `key` stays as it is, packed or quantised."""
+        """Return whether the weight `key` stays as it is, packed or quantised."""
         layer = layer_of(self.model, key)
         return is_packed_layer(layer) or is_quantised_layer(layer)

@@ -1,15 +1,15 @@
-"""What the weights of a MODEL are stored in and computed in, through the host's own operations."""
+"""Storage and compute dtypes of a MODEL's weights, through the host's own operations."""
 
 import comfy.model_management
 import comfy.ops
 import comfy.quant_ops
-import comfy.supported_models_base
 import comfy.utils
 import torch
 
 from ...wan_model import checkpoint
 from ...wan_model.dit.model import FLOAT32_NAMES
 from ...wan_model.weights import quantisation
+from .. import compat
 from . import packed
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -18,12 +18,12 @@ CHOICES = ("auto", *FLOATS, *FP8)
 
 
 def configure(model_config, state_dict: dict, choice: str) -> dict:
-    """Tells the host's `model_config` what the weights `state_dict` are; returns them as its operations load them.
+    """Set dtypes and quantisation in the host's `model_config`; return `state_dict` as its operations load it.
 
-    choice: one of `CHOICES`. "auto" lets the host choose from the file's type and the device. Quantised layers stay as
-    they are and a float type is what they are computed in; a plain file is converted, to fp8 but for small and
-    sensitive weights, and "fast" multiplies in fp8 where the device can. Parts of a model may differ in form.
-    Raises ValueError for an fp8 choice on a quantised file and for a form of quantisation that this host cannot read.
+    choice: one of `CHOICES`. "auto" lets the host choose from the file's type and the device. A float type
+    converts a plain file; quantised layers stay quantised and compute in it. fp8 converts a plain file but for small
+    and sensitive weights; "fast" also multiplies in fp8 if the device can. Layers may differ in form.
+    Raise ValueError for an fp8 choice on a quantised file and for a form of quantisation that this host cannot read.
     """
     state_dict = quantisation.unscale(state_dict, FLOAT32_NAMES)
     layers = quantisation.marked_layers(state_dict)
@@ -46,7 +46,7 @@ def configure(model_config, state_dict: dict, choice: str) -> dict:
 
 
 def _operations(model_config, compute):
-    """The host's operations for the quantised layers that `model_config` knows."""
+    """Return the host's operations for the quantised layers that `model_config` knows."""
     device = comfy.model_management.get_torch_device()
     return comfy.ops.pick_operations(compute, compute, load_device=device, model_config=model_config)
 
@@ -54,9 +54,10 @@ def _operations(model_config, compute):
 def dtypes(
     model_config, state_dict: dict, choice: str, quantised: bool
 ) -> tuple[torch.dtype | None, torch.dtype | None]:
-    """What `choice` makes of the weights, None where they stay as they are, and what they are cast to, None for not.
+    """Return the dtype in which weights are stored and that to which they are cast, for a `choice` of `CHOICES`.
 
-    model_config: the host's, or its class. state_dict may hold meta tensors.
+    None for the first keeps them as they are, None for the second casts nothing. model_config: the host's, or its
+    class. state_dict may hold meta tensors.
     """
     device = comfy.model_management.get_torch_device()
     supported = sorted(model_config.supported_inference_dtypes, key=lambda dtype: dtype != torch.bfloat16)  # Wan's own
@@ -67,9 +68,9 @@ def dtypes(
 
 
 def stored(state_dict: dict, weights: torch.dtype, compute: torch.dtype | None) -> dict[str, torch.dtype]:
-    """What each weight of a plain file is stored in; arguments as `dtypes` gives them.
+    """Return the storage dtype of each weight of a plain file; arguments as `dtypes` gives them.
 
-    Where weights are fp8 only those of linear layers are, the others are in `compute`.
+    If weights are fp8, only those of linear layers are; the others are in `compute`.
     """
 
     def of(name: str, tensor: torch.Tensor) -> torch.dtype:
@@ -81,12 +82,12 @@ def stored(state_dict: dict, weights: torch.dtype, compute: torch.dtype | None) 
 
 
 def is_quantised(model_config) -> bool:
-    """Whether `configure` found layers for the host's own operations on quantised weights."""
-    return bool(model_config.quant_config if _has_markers() else model_config.layer_quant_config)
+    """Return whether `configure` found layers for the host's own operations on quantised weights."""
+    return bool(model_config.quant_config if compat.reads_markers() else model_config.layer_quant_config)
 
 
 def restore_float32(module: torch.nn.Module, state_dict: dict) -> None:
-    """Gives `module` its float32 weights: the host's quantised layers load those in the type they compute in."""
+    """Restore the float32 weights of `module`, which the host's quantised layers load in their compute dtype."""
     layers = quantisation.marked_layers(state_dict)
     for name, tensor in state_dict.items():
         if FLOAT32_NAMES.match(name) and tensor.is_floating_point() and name.rpartition(".")[0] not in layers:
@@ -94,19 +95,14 @@ def restore_float32(module: torch.nn.Module, state_dict: dict) -> None:
 
 
 def _file_dtype(state_dict, supported):
-    """What the host would store a plain file in; of its two half precisions the file's own, if the device has it."""
+    """Return the host's storage dtype for a plain file, preferring the file's own half precision."""
     size, own = comfy.utils.calculate_parameters(state_dict), comfy.utils.weight_dtype(state_dict)
     supported = sorted(supported, key=lambda dtype: dtype != own)
     return comfy.model_management.unet_dtype(model_params=size, supported_dtypes=supported, weight_dtype=own)
 
 
-def _has_markers() -> bool:
-    """Whether this host reads the marker beside each quantised layer, and not a table in the configuration."""
-    return not hasattr(comfy.supported_models_base.BASE, "layer_quant_config")
-
-
 def expect(path: str, kinds: tuple[str, ...], node: str) -> checkpoint.Inspection:
-    """`checkpoint.expect`, and `check_forms` of what it finds."""
+    """Return `checkpoint.expect` after `check_forms`."""
     found = checkpoint.expect(path, kinds, node)
     check_forms(found.layers)
     return found
@@ -115,7 +111,7 @@ def expect(path: str, kinds: tuple[str, ...], node: str) -> checkpoint.Inspectio
 def check_forms(layers: dict[str, dict]) -> None:
     """Raise ValueError for layers in a form that this host cannot read. layers: as `checkpoint.Inspection` has them."""
     unknown = {str(form.get("format")) for form in layers.values()} - comfy.quant_ops.QUANT_ALGOS.keys()
-    if not _has_markers():
+    if not compat.reads_markers():
         unknown -= quantisation.FP8_FORMATS
     if unknown:
         raise ValueError(
@@ -125,12 +121,12 @@ def check_forms(layers: dict[str, dict]) -> None:
 
 
 def _mark(model_config, layers, state_dict):
-    """Quantised layers in the form of each host: 0.3.75 wants a table of them, newer ones read the markers."""
+    """Bring quantised layers into the host's form: 0.3.75 reads a table of them, newer hosts read the markers."""
     check_forms(layers)
-    if _has_markers():
+    if compat.reads_markers():
         model_config.quant_config = comfy.utils.detect_layer_quantization(state_dict, "")
         return state_dict
-    # Its one layout reads every fp8 type by its name for the first, but multiplies in that one alone.
+    # 0.3.75 has one fp8 layout, named float8_e4m3fn, which reads both fp8 types but multiplies only in that one.
     e4m3, others = "float8_e4m3fn", {name for name, form in layers.items() if form["format"] != "float8_e4m3fn"}
     model_config.layer_quant_config = {name: {**form, "format": e4m3} for name, form in layers.items()}
     dropped = (quantisation.MARKER, *(f"{name}.input_scale" for name in others))

@@ -1,1 +1,1 @@
-"""What is measured and shown of a run while it lasts."""
+"""Live preview and timing of a run."""

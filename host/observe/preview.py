@@ -1,7 +1,7 @@
-"""Every latent frame of a clip in small, while it is sampled, for the editor's sampler nodes.
+"""A live preview of every latent frame of a clip, for the editor's sampler nodes.
 
 Each step sends the event `EVENT` to the client that queued the run; the pictures stay here until that client fetches
-them (GET /wan/preview). A client that is slow misses steps, one that never asks costs a few small sums.
+them (GET /wan/preview). A slow client misses steps; one that never asks costs almost nothing.
 """
 
 import copy
@@ -28,7 +28,7 @@ from ..model.classes import HostModel
 
 EVENT = "wan.preview"
 SIDE = 192  # pixels of a preview frame at most
-FRAMES = 81  # latent frames of one sheet; of a longer clip, so many are picked evenly
+FRAMES = 81  # latent frames of one sheet at most; picked evenly from a longer clip
 QUALITY = 85  # of the JPEG
 
 
@@ -40,7 +40,7 @@ class Sheet:
     frames: torch.Tensor
 
     def jpeg(self) -> bytes:
-        """The frames below one another in one picture."""
+        """Return the frames stacked vertically in one picture."""
         buffer = io.BytesIO()
         Image.fromarray(self.frames.cpu().flatten(0, 1).numpy()).save(buffer, "JPEG", quality=QUALITY)
         return buffer.getvalue()
@@ -48,20 +48,20 @@ class Sheet:
 
 @dataclass
 class Latest:
-    """The newest sheet of a server. One is enough: the host runs one prompt at a time."""
+    """The newest sheet of a server; one is enough, since the host runs one prompt at a time."""
 
     sheet: Sheet | None = None
 
     def of(self, key: str) -> Sheet | None:
-        """Return the sheet of the run `key`, or None where another run has begun since."""
+        """Return the sheet of the run `key`, or None if another run has begun since."""
         return self.sheet if self.sheet is not None and self.sheet.key == key else None
 
 
-LATEST = web.AppKey("wan_latest_preview", Latest)  # where the application of a server keeps it
+LATEST = web.AppKey("wan_latest_preview", Latest)  # its key in the server's application
 
 
 class SamplingPreview:
-    """Wrapper around the samplers of a MODEL that shows what they are at. skip: latent frames before the clip."""
+    """Wrapper around the samplers of a MODEL that shows their progress. skip: latent frames before the clip."""
 
     def __init__(self, skip: int = 0):
         self.skip = skip
@@ -91,7 +91,7 @@ class Run:
         self.start, self.done = time.monotonic(), 0
 
     def show(self, step: int, x0: torch.Tensor, steps: int) -> None:
-        """Sends step `step` (from 0) of `steps` with what the clip looks like: x0 (B, C, T, h, w) in model space."""
+        """Send step `step` (from 0) of `steps` with a preview of the clip: x0 (B, C, T, h, w) in model space."""
         self.done += 1
         seconds = (time.monotonic() - self.start) / self.done
         before, behind = self.around
@@ -114,7 +114,7 @@ class Run:
 
 
 def watch(patcher, skip: int = 0) -> None:
-    """Makes the samplers of the MODEL `patcher` show their clip; skip: latent frames at its start to leave out."""
+    """Show a preview whenever the MODEL `patcher` is sampled. skip: latent frames to leave out at its start."""
     patcher.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, EVENT)
     patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, EVENT, SamplingPreview(skip))
 
@@ -127,7 +127,7 @@ def frame_rate_of(model) -> int:
 
 
 def colour(model, latent_rgb: LatentRGB) -> None:
-    """Makes `latent_rgb` the map from latents to colours of the host's `model`, for the host's own preview too.
+    """Make `latent_rgb` the map from latents to colours of the host's `model`, for the host's own preview too.
 
     The model gets a latent format of its own: the host may share one among models.
     """
@@ -137,7 +137,7 @@ def colour(model, latent_rgb: LatentRGB) -> None:
 
 
 def where() -> dict[str, str] | None:
-    """The node and prompt that are executed now, or None where there is no client to tell."""
+    """Return the node and prompt that are being executed, or None without a client."""
     context = get_executing_context()
     if context is None or getattr(server.running(), "client_id", None) is None:
         return None
@@ -146,7 +146,7 @@ def where() -> dict[str, str] | None:
 
 
 def small_frames(x0: torch.Tensor, latent_format) -> torch.Tensor:
-    """RGB frames (T, h, w, 3), uint8, of a latent clip (C, T, h, w) by the linear map of `latent_format`."""
+    """Return RGB frames (T, h, w, 3), uint8, of a latent clip (C, T, h, w) by the linear map of `latent_format`."""
     wanted = min(x0.shape[1], FRAMES)
     x0 = x0[:, torch.linspace(0, x0.shape[1] - 1, wanted).round().long().tolist()]
     pixels = rearrange(x0, "c t h w -> t c h w").float()

@@ -1,4 +1,4 @@
-"""How long forwards took on this machine, kept from run to run for the estimate of the next one."""
+"""Measured times of forwards on this machine, kept for later estimates."""
 
 import json
 import logging
@@ -15,17 +15,17 @@ from ...wan_model.dit.config import DiTConfig
 from ...wan_model.dit.cost import clip_tokens, flops
 
 FILE = "wan_stream_times.json"  # in the host's user folder
-KEPT = 64  # entries of that file, the newest
+KEPT = 64  # the newest entries of that file
 KEY = "wan_times"  # of the wrappers
 
 
 def watch(patcher) -> None:
-    """Has every sampler's runs of the MODEL `patcher` timed."""
+    """Measure the forwards of the MODEL `patcher` in every sampler."""
     patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, sample)
 
 
 def sample(executor, model_wrap, sigmas, extra_args, *arguments):
-    """Wrapper around a sampler: times the network's forwards and keeps that once the run is done."""
+    """Run a sampler, as a wrapper around it, and keep the times of the network's forwards."""
     timer = Timer()
     options = extra_args["model_options"]["transformer_options"]  # this run's own
     add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, timer.forward, options)
@@ -35,49 +35,49 @@ def sample(executor, model_wrap, sigmas, extra_args, *arguments):
 
 
 def identity(name: str, dtype: torch.dtype) -> str:
-    """What of a model the speed depends on, beside the device and the number of tokens: its file and compute type."""
+    """Return the part of a model that sets its speed on one device and size: its file and compute dtype."""
     return f"{name}|{dtype}"
 
 
 def identity_of(model) -> str:
-    """`identity` of a `HostModel`."""
+    """Return `identity` of a `HostModel`."""
     return identity(model.source, model.compute_dtype)
 
 
 class Timer:
-    """Seconds of each forward of a run, of one sample; its tokens and device."""
+    """Seconds per sample of each forward of a run, with its tokens and device."""
 
     def __init__(self) -> None:
         self.seconds, self.length, self.device = [], 0, ""
 
     def forward(self, executor, x, *arguments, **options):
-        """Wrapper around the network."""
+        """Run the network, as a wrapper around it, and measure the time."""
         start = time.perf_counter()
-        result = executor(x, *arguments, **options)  # which waits for the device when it looks for NaN
+        result = executor(x, *arguments, **options)  # waits for the device when it checks for NaN
         self.seconds.append((time.perf_counter() - start) / len(x))
         self.length = clip_tokens((1, *x.shape[1:]))
         self.device = comfy.model_management.get_torch_device_name(x.device)
         return result
 
     def keep(self, identity: str) -> None:
-        """Writes the median time of a sample, without the first call if there were others."""
+        """Save the median time per sample, without the first call if there are others."""
         if not self.seconds:
             return
         key, entries = _key(self.device, identity, self.length), _read()
-        entries.pop(key, None)  # the newest stand last
+        entries.pop(key, None)  # the newest come last
         entries[key] = {"length": self.length, "seconds": statistics.median(self.seconds[1:] or self.seconds)}
         try:
             os.makedirs(folder_paths.get_user_directory(), exist_ok=True)
             with open(_path(), "w", encoding="utf-8") as file:
                 json.dump(dict(list(entries.items())[-KEPT:]), file)
         except OSError as error:
-            logging.warning("The time of this run could not be kept for the next estimate: %s", error)
+            logging.warning("The time of this run could not be kept for later estimates: %s", error)
 
 
 def expected(config: DiTConfig, identity: str, device: str, length: int) -> tuple[float | None, str]:
-    """Seconds of a forward for a sample of `length` tokens, and where they were measured: "this size", "another size".
+    """Return the seconds of a forward for a sample of `length` tokens, and "this size" or "another size" measured.
 
-    Another size is scaled by the work. None and "" where nothing was measured. device: the host's name for it.
+    Another size is scaled by the work. None and "" if nothing was measured. device: the host's name for it.
     """
     entries = _read()
     same = entries.get(_key(device, identity, length))
@@ -103,5 +103,5 @@ def _read() -> dict[str, dict]:
         with open(_path(), encoding="utf-8") as file:
             found = json.load(file)
         return {key: {"length": int(e["length"]), "seconds": float(e["seconds"])} for key, e in found.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # none yet, or not as `keep` writes it
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing, or not in the format of `keep`
         return {}

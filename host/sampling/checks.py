@@ -1,4 +1,4 @@
-"""Refusals and warnings of a run, before any weight is loaded."""
+"""Errors and warnings about the inputs of a run, before any weight is loaded."""
 
 import logging
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from .unfinished import Unfinished
 
 
 def check_latent(model, samples: torch.Tensor) -> None:
-    """Raises ValueError where `samples` are no latents of this model's VAE."""
+    """Raise ValueError if `samples` are not latents of this model's VAE."""
     wanted = model.get_model_object("latent_format").latent_channels
     if samples.ndim != 5:
         raise ValueError(
@@ -26,7 +26,7 @@ def check_latent(model, samples: torch.Tensor) -> None:
 
 
 def check_channels(sampled: int, given: int) -> None:
-    """Raises ValueError where a model that samples latents of `sampled` channels is given others."""
+    """Raise ValueError if a model of `sampled` latent channels is given others."""
     if sampled != given:
         raise ValueError(
             Message(
@@ -39,7 +39,7 @@ def check_channels(sampled: int, given: int) -> None:
 
 
 def check_negative(stages: Iterable, negative) -> None:
-    """Raises ValueError where a stage (an `Expert`) needs a negative prompt and there is none."""
+    """Raise ValueError if a stage (an `Expert`) needs a negative prompt and there is none."""
     for stage in stages:
         if negative is None and stage.reads_negative:
             why = f"guidance {stage.guidance:g}" if stage.guidance != 1 else "one of the model's patches"
@@ -50,9 +50,9 @@ def check_negative(stages: Iterable, negative) -> None:
 
 
 def check_conditioning(model, conditioning) -> None:
-    """Raises ValueError where our model would misread what it is given.
+    """Raise ValueError if our model would misread its conditioning.
 
-    Logs what it was trained with and lacks, and what it does not read.
+    Log conditions that it needs and lacks, and those that it does not read.
     """
     if not isinstance(model.model, HostModel):
         return
@@ -86,9 +86,9 @@ def check_conditioning(model, conditioning) -> None:
 
 
 def _check_behind(variant: str, behind: int, given: int) -> None:
-    """Raises ValueError unless `given` channels fill the `behind` ones that the model reads, with or without a mask.
+    """Raise ValueError unless `given` channels fill the `behind` ones that the model reads, with or without a mask.
 
-    The host cuts off what is too much, and would take a control video for the start image.
+    The host would cut off surplus channels, and take a control video for the start image.
     """
     if given not in (behind, behind - 4):
         raise ValueError(
@@ -98,11 +98,11 @@ def _check_behind(variant: str, behind: int, given: int) -> None:
 
 
 def check_start(schedule: Schedule, add_noise: bool, before: Unfinished | None) -> None:
-    """Raises ValueError for a run that cannot start from its latent, of which `before` says what noise it holds."""
+    """Raise ValueError if a run cannot start from its latent. before: the noise that the latent still holds."""
     if before is not None:
         before.check_start(schedule)
     elif not add_noise and float(schedule.sigmas[0]) >= solvers.SIGMA_MAX[schedule.solver]:
         raise ValueError(
-            "add_noise is off and the run starts at full noise, where nothing of the latent is left: turn it on, or "
+            "add_noise is off and the run starts at full noise, which replaces the latent: turn it on, or "
             "set start_step to the step at which the other sampler ended."
         )

@@ -1,4 +1,4 @@
-"""The models of a run: one, or the two experts of A14B, each with the noise levels that it serves."""
+"""The models of a run: one, or the two experts of A14B with their ranges of noise levels."""
 
 import logging
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ import comfy.model_management
 from ...wan_model import solvers
 from ...wan_model.messages import Message
 from ...wan_model.variants import VARIANTS
-from ..model import offload
+from .. import compat
 
 
 @dataclass(frozen=True)
 class Expert:
-    """A model and the part of the schedule that is its own.
+    """A model and its part of the schedule.
 
-    model: a MODEL. guidance: classifier-free guidance scale. until: the expert serves noise levels from here upwards.
+    model: a MODEL. guidance: classifier-free guidance scale. until: lowest noise level of the expert.
     """
 
     model: object
@@ -24,29 +24,29 @@ class Expert:
 
     @property
     def name(self) -> str:
-        """The file the model came from, as far as it is known."""
+        """Name of the model's file, or of its class if the file is unknown."""
         return getattr(self.model.model, "source", type(self.model.model).__name__)
 
     @property
     def channels(self) -> int:
-        """Latent channels that the model takes in."""
+        """Channels into the patch embedding."""
         return self.model.model.diffusion_model.patch_embedding.weight.shape[1]
 
     @property
     def reads_negative(self) -> bool:
-        """Whether the host predicts for the negative prompt: at guidance 1 only where a patch asks for it."""
+        """Whether the host evaluates the negative prompt: at guidance 1 only if a patch asks for it."""
         return self.guidance != 1 or self.model.model_options.get("disable_cfg1_optimization", False)
 
     def serves(self, sigma: float, solver: str) -> bool:
-        """Whether noise level `sigma` is this expert's, in the timesteps that `solver` gives the network."""
-        return solvers.timestep(sigma, solver) >= 1000 * self.until - 1e-3  # float32 must not lose the boundary itself
+        """Return whether this expert handles noise level `sigma`, by the timesteps of `solver`."""
+        return solvers.timestep(sigma, solver) >= 1000 * self.until - 1e-3  # float32 tolerance at the boundary
 
 
 def experts(model, guidance: float, low_noise_model=None, low_noise_guidance: float = 0.0, boundary: float = 0.0):
-    """The one or two experts of a run.
+    """Return the one or two experts of a run.
 
-    low_noise_guidance 0: the same as `guidance`. boundary 0: the official one of the model's kind.
-    Raises ValueError for two models that are no pair.
+    low_noise_guidance: 0 means the same as `guidance`. boundary: 0 means the official one of the variant.
+    Raise ValueError if the two models are not a pair.
     """
     if low_noise_model is None:
         return [Expert(model, guidance)]
@@ -67,7 +67,7 @@ def official_boundary(model) -> float:
 
 
 def check_pair(high: Expert, low: Expert) -> None:
-    """Raises ValueError where `high` and `low`, by their names and channels, are not the two experts of one model."""
+    """Raise ValueError if `high` and `low`, by their names and channels, are not the two experts of one model."""
     if high.channels != low.channels:
         raise ValueError(
             Message(
@@ -90,11 +90,11 @@ def check_pair(high: Expert, low: Expert) -> None:
 
 
 def release(following: Expert, run: solvers.Run) -> None:
-    """Frees the device of the last expert before `following` is loaded, and says so in the log.
+    """Unload the last expert before `following` is loaded, and log the memory freed.
 
-    A dynamic patcher takes what it needs by itself, and keeps what it can for the next run.
+    A dynamic patcher frees memory by itself, and keeps what it can for the next run.
     """
-    if offload.is_dynamic(following.model):
+    if compat.is_dynamic(following.model):
         return
     device = following.model.load_device
     before = comfy.model_management.get_free_memory(device)

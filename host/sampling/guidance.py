@@ -1,4 +1,4 @@
-"""Classifier-free guidance of a MODEL: at which noise levels, and how the two predictions are joined."""
+"""Classifier-free guidance of a MODEL: its noise levels, and how it combines the two predictions."""
 
 import math
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ KEY = "wan_guidance"  # of the wrapper in the host's options
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is guided.
+    """Settings of guidance.
 
-    sigma_start, sigma_end: noise levels, 1 to 0, between which there is guidance; outside, the prompt alone is
-    predicted, at half the work (https://arxiv.org/abs/2404.07724). cfg_zero: CFG-Zero*'s scale of the unconditional
-    prediction; zero_steps: first steps that leave the noise as it is, in runs that begin with noise alone
+    sigma_start, sigma_end: noise levels, 1 to 0, between which guidance is on; outside, only the positive prompt is
+    evaluated, at half the work (https://arxiv.org/abs/2404.07724). cfg_zero: whether to scale the unconditional
+    prediction as CFG-Zero* does; zero_steps: first steps with zero velocity, in runs that start from pure noise
     (https://arxiv.org/abs/2503.18886).
     """
 
@@ -28,7 +28,7 @@ class Settings:
 
 
 def apply(model, settings: Settings):
-    """A clone of the MODEL `model` that is guided so. Raises ValueError for an interval that ends above its start."""
+    """Return a clone of the MODEL `model` with these settings; raise ValueError if sigma_end is above sigma_start."""
     if settings.sigma_end > settings.sigma_start:
         raise ValueError(
             f"Guidance would end at noise level {settings.sigma_end:g} and start at {settings.sigma_start:g}: noise "
@@ -52,21 +52,27 @@ def apply(model, settings: Settings):
     clone = model.clone()
     clone.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY)  # of two nodes in a row the last one counts
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, predict_noise)
-    if clone.model_options.get("sampler_cfg_function") is cfg_zero:
+    if isinstance(clone.model_options.get("sampler_cfg_function"), CfgZero):
         del clone.model_options["sampler_cfg_function"]
     if settings.cfg_zero:
-        clone.set_model_sampler_cfg_function(cfg_zero)
+        clone.set_model_sampler_cfg_function(CfgZero())
     return clone
 
 
-def cfg_zero(arguments: dict) -> torch.Tensor:
-    """The host's `sampler_cfg_function`: guidance from the part of the unconditional prediction that is in line.
+class CfgZero:
+    """The host's `sampler_cfg_function` for CFG-Zero*: guidance with the unconditional prediction scaled.
 
-    Predictions are x - x0, (B, C, F, H, W); the unconditional one is scaled to lie as near to the other as it can.
+    A class, so that a later node can recognise and remove it.
     """
-    cond, uncond, scale = arguments["cond"], arguments["uncond"], arguments["cond_scale"]
-    if math.isclose(scale, 1.0):  # as the host tells that it has left out the unconditional pass
-        return cond
-    axes = tuple(range(1, cond.ndim))
-    uncond = uncond * ((cond * uncond).sum(axes, keepdim=True) / uncond.square().sum(axes, keepdim=True))
-    return uncond + scale * (cond - uncond)
+
+    def __call__(self, arguments: dict) -> torch.Tensor:
+        """Return the guided prediction x - x0 (B, C, F, H, W).
+
+        The unconditional prediction is projected onto the conditional one: scaled by the factor that brings it nearest.
+        """
+        cond, uncond, scale = arguments["cond"], arguments["uncond"], arguments["cond_scale"]
+        if math.isclose(scale, 1.0):  # the host has skipped the unconditional pass
+            return cond
+        axes = tuple(range(1, cond.ndim))
+        uncond = uncond * ((cond * uncond).sum(axes, keepdim=True) / uncond.square().sum(axes, keepdim=True))
+        return uncond + scale * (cond - uncond)

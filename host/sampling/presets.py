@@ -1,4 +1,4 @@
-"""Few-step presets: which fits a model and its LoRAs, and what a run with one is."""
+"""Few-step presets: which one fits a model and its LoRAs, and the settings of a run with it."""
 
 import logging
 import os
@@ -14,12 +14,12 @@ from .schedule import Schedule
 NONE, AUTO = "none", "auto"
 CHOICES = (NONE, AUTO, *distilled.BY_NAME)
 FILES = ("unet_name", "lora_name")  # inputs of the host's loaders that name a file
-FEW = 2  # times the steps of a preset that a run may have before it is called unfit
+FEW = 2  # a run of more than this many times the preset's steps is reported
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run samples: the sampler's widgets, or what a preset says instead.
+    """Sampling settings: the sampler's widgets, or a preset's values in their place.
 
     low_noise_guidance: 0 is the same as guidance. sigmas: explicit noise levels, which replace steps and shift.
     """
@@ -32,7 +32,7 @@ class Settings:
     sigmas: Sequence[float] | None = None
 
     def with_preset(self, preset: Preset, is_pair: bool) -> "Settings":
-        """Return these settings as `preset` has them, but for sigmas that are given.
+        """Return the settings of `preset`, with the given sigmas if there are any.
 
         is_pair: whether there are two experts; a single model takes the guidance of the second.
         """
@@ -42,14 +42,14 @@ class Settings:
         return Settings(preset.steps, high, low, preset.shift, preset.solver, sigmas)
 
     def schedule(self, denoise: float) -> Schedule:
-        """Return the schedule of the run, cut to its last part where `denoise` is below 1."""
+        """Return the schedule of the run, cut to its last part if `denoise` is below 1."""
         if self.sigmas is None:
             return schedule.planned(self.steps, self.shift, self.solver, denoise)
         return schedule.given(self.sigmas, self.solver, denoise)
 
     @property
     def count(self) -> int:
-        """How many steps a whole run has."""
+        """Number of steps of a whole run."""
         return self.steps if self.sigmas is None else len(self.sigmas) - 1
 
     @property
@@ -59,7 +59,7 @@ class Settings:
 
 
 def preset_for(names: Iterable[str]) -> dict | None:
-    """Return the preset for a model and its LoRAs by their file names, for the editor, or None where none is known.
+    """Return the preset for a model and its LoRAs by their file names, for the editor, or None if none is known.
 
     Keys: name (a choice of WanSampler's `preset`), about (one sentence), steps, guidance, low_noise_guidance, shift,
     solver, sigmas (a list where the family has its own, else None) and source.
@@ -85,7 +85,7 @@ def preset_for(names: Iterable[str]) -> dict | None:
 class Choice:
     """A choice of the sampler's `preset` widget, for files of these `names`.
 
-    name: one of `CHOICES`. widgets: the settings that count without a preset. is_pair: whether there are two experts.
+    name: one of `CHOICES`. widgets: the settings used without a preset. is_pair: whether there are two experts.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Choice:
 
     @property
     def preset(self) -> Preset | None:
-        """The preset that is chosen, or recognised with "auto"; raises ValueError for an unknown name."""
+        """The preset chosen, or recognised with "auto"; raise ValueError for an unknown name."""
         if self.name == NONE:
             return None
         if self.name == AUTO:
@@ -106,23 +106,23 @@ class Choice:
 
     @property
     def settings(self) -> Settings:
-        """How the run samples."""
+        """Settings of the run."""
         return self.widgets if self.preset is None else self.widgets.with_preset(self.preset, self.is_pair)
 
     def report(self) -> None:
-        """Log which preset the run takes, or that one would fit better."""
+        """Log the preset of the run, or that another would fit better."""
         preset = self.preset
         if preset is not None:
             logging.info("Preset %s. %s", preset.name, preset.about)
         elif self.name == AUTO:
             files = ", ".join(self.names) or "this model"
-            logging.info("Preset auto: none is known for %s, the sampler's own settings count.", files)
+            logging.info("Preset auto: none is known for %s; the sampler's own settings are used.", files)
         elif (advice := advise(self.widgets, self.names)) is not None:
             logging.warning("%s", advice)
 
 
 def advise(settings: Settings, names: Sequence[str]) -> str | None:
-    """Return one sentence where files of these names are distilled and `settings` do not suit them, else None."""
+    """Return a sentence if files of these names are distilled and `settings` do not suit them, else None."""
     preset = distilled.recognise("\n".join(names))
     if preset is None or (settings.count <= FEW * preset.steps and min(settings.guidances) <= 1):
         return None
@@ -134,16 +134,16 @@ def advise(settings: Settings, names: Sequence[str]) -> str | None:
 
 
 def file_names(model) -> list[str]:
-    """Return the names of the file of the MODEL `model` and of the LoRAs that this pack put on it, where known."""
+    """Return the known file names of the MODEL `model` and of the LoRAs that this pack applied to it."""
     source = getattr(model.model, "source", None)
     return [name for name in (source, *lora.names_on(model)) if name is not None]
 
 
 def names_upstream(prompt: Mapping[str, Mapping] | None, node_id: str | None, socket: str) -> list[str]:
-    """Return the model and LoRA files that the loaders before the MODEL input `socket` of a node name.
+    """Return the model and LoRA files of the loaders upstream of the MODEL input `socket` of a node.
 
-    prompt: the graph as it was sent. Follows inputs named model from loader to loader, so that it also sees the host's
-    own; a LoRA of strength 0 does not count.
+    prompt: the graph as it was sent. Inputs named model are followed from node to node, so the host's own loaders are
+    seen too. A LoRA of strength 0 does not count.
     """
     names, node = [], (prompt or {}).get(node_id)
     while node is not None:

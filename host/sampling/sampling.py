@@ -1,4 +1,4 @@
-"""Wan's solvers inside the host's sampling: its guidance, masks, previews, progress bar and cancel."""
+"""Wan's solvers inside the host's sampling, with its guidance, masks, previews, progress bar and cancelling."""
 
 import copy
 import logging
@@ -22,14 +22,14 @@ from .experts import Expert, release
 from .schedule import Schedule
 from .unfinished import Unfinished
 
-TRIM = "trim_start"  # entry of a LATENT: frames before the clip (VACE references) that are cut off after sampling
+TRIM = "trim_start"  # entry of a LATENT: leading frames (VACE references) that are cut off after sampling
 
 
 class FlowSampler(comfy.samplers.Sampler):
-    """One of `wan_model.solvers` as a host sampler, which several experts can take forward one after the other.
+    """One of `wan_model.solvers` as a host sampler, which several experts can advance in turn.
 
-    schedule: of the whole run. before: what an earlier run left off, or None. expert: the one at work; the host's call
-    returns at the first noise level that is not its own. draws: how often noise was drawn, with those of `before`.
+    schedule: of the whole run. before: state of an earlier run to continue, or None. expert: the current one; the
+    host's call returns at the first noise level outside its range. draws: draws of noise, those of `before` included.
     """
 
     def __init__(self, schedule: Schedule, before: Unfinished | None):
@@ -42,9 +42,9 @@ class FlowSampler(comfy.samplers.Sampler):
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
-        """Run the steps of the expert at work and return the latent; the host calls this with a model loaded.
+        """Run the steps of the current expert and return the latent; the host calls this with its model loaded.
 
-        A finished run that ends above noise level 0 returns it divided by 1 - sigma, as the host's samplers do.
+        A run that ends above noise level 0 returns the latent divided by 1 - sigma, as the host's samplers do.
         """
         extra_args["denoise_mask"] = denoise_mask
         model = comfy.samplers.KSamplerX0Inpaint(model_wrap, sigmas)
@@ -62,7 +62,7 @@ class FlowSampler(comfy.samplers.Sampler):
         return scaling.inverse_noise_scaling(sigmas[-1], run.x) if run.done else run.x
 
     def noise_source(self, x: torch.Tensor, seed: int | None) -> solvers.Noise:
-        """Noise as the host's samplers draw it, after as many draws as the earlier run made."""
+        """Return the noise source of the host's samplers, advanced by the draws of the earlier run."""
         sampler = comfy.k_diffusion.sampling.default_noise_sampler(x, seed=seed)
 
         def draw(like: torch.Tensor) -> torch.Tensor:
@@ -75,7 +75,7 @@ class FlowSampler(comfy.samplers.Sampler):
 
 
 def with_timesteps(model, solver: str):
-    """A clone of the MODEL `model` whose network sees the timesteps of `solver`: `solvers.timestep`."""
+    """Return a clone of the MODEL `model` whose network gets the timesteps of `solver` (`solvers.timestep`)."""
     sampling = copy.copy(model.get_model_object("model_sampling"))
     sampling.timestep = partial(solvers.timestep, solver=solver)
     clone = model.clone()
@@ -92,11 +92,11 @@ def sample(
     seed: int,
     add_noise: bool = True,
 ) -> dict:
-    """Samples the host LATENT `latent`; returns a LATENT with the same other entries.
+    """Sample the LATENT `latent`; return a LATENT with the same other entries.
 
-    stages: `experts`, each taking over where the last one's noise levels end, with the solver's history.
-    positive, negative: CONDITIONINGs; negative None where guidance is 1. add_noise: False for a latent that still holds
-    the noise of another sampler; one of this function's own says so itself. Raises ValueError for inputs of another
+    stages: `experts`, each continuing where the last one's noise levels end, with the solver's history.
+    positive, negative: CONDITIONINGs; negative may be None if guidance is 1. add_noise: False for a latent that still
+    holds the noise of another sampler; a latent of this function is recognised. Raise ValueError for inputs of another
     model or schedule, before any weight is loaded.
     """
     samples = latent["samples"]
@@ -115,7 +115,7 @@ def sample(
     for stage in stages:
         run = sampler.run
         if run.done if run else not stage.serves(float(schedule.sigmas[0]), schedule.solver):
-            continue  # no step is left, or none of this expert's
+            continue  # no step is left for this expert
         if run is not None and run.index > 0:
             release(stage, run)
         sampler.expert = stage
@@ -135,7 +135,7 @@ def sample(
 
 
 def guider(stage: Expert, model, positive, negative) -> comfy.samplers.CFGGuider:
-    """The host's guider of one stage, without the negative prompt where nothing reads it."""
+    """Return the host's guider of one stage, without the negative prompt if nothing reads it."""
     guider = comfy.samplers.CFGGuider(model)
     conditionings = {"positive": positive, "negative": negative} if stage.reads_negative else {"positive": positive}
     guider.inner_set_conds(conditionings)
@@ -144,7 +144,7 @@ def guider(stage: Expert, model, positive, negative) -> comfy.samplers.CFGGuider
 
 
 def finished(latent: dict, out: torch.Tensor, schedule: Schedule, draws: int) -> dict:
-    """The LATENT of a run's result `out`: without the frames before the clip, once there is no noise left in it."""
+    """Return the LATENT of a run's result `out`; leading frames are cut off once it holds no noise."""
     samples, last = out.to(comfy.model_management.intermediate_device()), float(schedule.sigmas[-1])
     if last > 0:
         return {**latent, "samples": samples, Unfinished.ENTRY: Unfinished(last, draws, samples)}
@@ -153,7 +153,7 @@ def finished(latent: dict, out: torch.Tensor, schedule: Schedule, draws: int) ->
 
 
 def announce(stages: Sequence[Expert], positive, shape: Sequence[int], steps: int) -> None:
-    """Logs what the run will take, where all its models are this pack's."""
+    """Log the estimate of the run, if all its models are this pack's."""
     parts = [estimate.part_of_model(stage.model) for stage in stages]
     if None not in parts:
         contexts = max(len(options.get("vace_frames", ())) for _, options in positive)

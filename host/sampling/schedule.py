@@ -1,4 +1,4 @@
-"""The part of a noise schedule that a run of the sampler takes."""
+"""The noise schedule of a run, or the part that it takes of one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +14,9 @@ TO_THE_END = 10000  # an end_step that no run reaches, as in the host's KSampler
 class Schedule:
     """The noise levels of a run.
 
-    solver: a key of `solvers.SAMPLERS`. sigmas: (n + 1,) float32 noise levels, falling, of n steps. from_noise: whether
-    the run begins with noise alone, as official loops do up to one training step below noise level 1; else it begins
-    with the given latent, noised to the first level.
+    solver: a key of `solvers.SAMPLERS`. sigmas: (n + 1,) float32 noise levels, decreasing, of n steps. from_noise:
+    whether the run starts from pure noise, as official loops do up to one training step below noise level 1; else it
+    starts from the given latent, noised to the first level.
     """
 
     solver: str
@@ -25,11 +25,11 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """How many steps there are."""
+        """Number of steps."""
         return len(self.sigmas) - 1
 
     def part(self, start_step: int, end_step: int) -> "Schedule":
-        """Return steps `start_step` to `end_step` alone; raise ValueError where these are none."""
+        """Return steps `start_step` to `end_step` alone; raise ValueError if there are none."""
         end = min(end_step, self.steps)
         if not start_step < end:
             raise ValueError(
@@ -43,16 +43,16 @@ class Schedule:
 def planned(steps: int, shift: float, solver: str, denoise: float = 1.0) -> Schedule:
     """Return the last `steps` steps of the solver's schedule of steps / denoise, as the host counts them.
 
-    denoise: in (0, 1]. Raises ValueError as `solvers.flow_sigmas`.
+    denoise: in (0, 1]. Raise ValueError as `solvers.flow_sigmas`.
     """
     total = int(steps / denoise)
     return Schedule(solver, solvers.flow_sigmas(total, shift, solver)[-(steps + 1) :], from_noise=denoise == 1)
 
 
 def given(sigmas: Sequence[float] | torch.Tensor, solver: str, denoise: float = 1.0) -> Schedule:
-    """Return the schedule of explicit `sigmas`; denoise below 1 takes so much of its end.
+    """Return the schedule of explicit `sigmas`; denoise below 1 takes that fraction at its end.
 
-    Raises ValueError where there is no step in them, they do not fall, or they are no flow model's.
+    Raise ValueError if there is no step in them, if they do not decrease, or if they are not within [0, 1].
     """
     levels = torch.as_tensor(sigmas, dtype=torch.float32).flatten()
     if len(levels) < 2:

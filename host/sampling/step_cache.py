@@ -1,9 +1,9 @@
-"""Steps that reuse the network's last answer while it changes little, on any MODEL that the host samples.
+"""A step cache for any MODEL: steps reuse the network's last prediction while it changes little.
 
-What is reused is the velocity v = (x - x0) / sigma, which a flow model keeps nearly constant along its way. How far it
-has moved on is estimated from what a computed step last measured: change of v per unit of a clock, times the clock's
-advance since. The criteria differ in the clock and in what they call a change; the budget bounds the estimate. It is a
-relative error of v, but for magcache, which looks at magnitudes alone and hence also skips a few steps at most.
+The velocity v = (x - x0) / sigma is reused, since a flow model keeps it nearly constant. Its change is estimated as the
+rate that was measured at the last computed steps (change of v per unit of a clock) times the clock's advance since. The
+criteria differ in the clock and in their measure of change. The budget bounds the estimate, which is a relative error
+of v; magcache only compares magnitudes, so it also limits how many steps in a row are skipped.
 """
 
 import logging
@@ -19,37 +19,37 @@ KEY = "wan_step_cache"  # of the wrappers and, during a run, of its state in the
 
 
 def relative_change(v: Tensor, before: Tensor) -> float:
-    """Norm of v - before, relative to that of v."""
+    """Return the norm of v - before, relative to that of v."""
     return float((v - before).norm() / v.norm())
 
 
 def magnitude_change(v: Tensor, before: Tensor) -> float:
-    """How far the ratio of the two norms is from 1."""
+    """Return the distance of the ratio of the two norms from 1."""
     return abs(1 - float(v.norm() / before.norm()))
 
 
 def input_distance(model, now: "Moment", before: "Moment") -> float:
-    """How far the noisy latent has moved."""
+    """Return the distance that the noisy latent has moved."""
     return float((now.x - before.x).norm())
 
 
 def embedding_distance(model, now: "Moment", before: "Moment") -> float:
-    """Relative change of the time modulation that all blocks read."""
+    """Return the relative change of the time modulation that all blocks read."""
     timesteps = model.model_sampling.timestep(torch.tensor([now.sigma, before.sigma], device=now.x.device)).float()
     modulation = model.diffusion_model.time_modulation(timesteps)
     return relative_change(modulation[0], modulation[1])
 
 
 def sigma_distance(model, now: "Moment", before: "Moment") -> float:
-    """Difference of the noise levels."""
+    """Return the difference of the noise levels."""
     return abs(now.sigma - before.sigma)
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """distance(model, now, before): advance of the clock. change(v, before): what the advance is held against.
+    """distance(model, now, before): advance of the clock. change(v, before): measure of change.
 
-    most: steps in a row that may be skipped.
+    most: steps that may be skipped in a row.
     """
 
     distance: Callable
@@ -66,10 +66,10 @@ CRITERIA = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What a step cache may do.
+    """Settings of a step cache.
 
-    criterion: a key of `CRITERIA`. budget: the largest estimated change of a reused velocity, as a part of it. start,
-    end: part of the run's steps, 0 to 1, in which steps may be skipped.
+    criterion: a key of `CRITERIA`. budget: the largest estimated relative change of a reused velocity. start, end:
+    steps may be skipped between these fractions (0 to 1) of the run.
     """
 
     criterion: str
@@ -80,7 +80,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a run is: the noisy latent `x` and its noise level `sigma`."""
+    """A point of a run: the noisy latent `x` and its noise level `sigma`."""
 
     x: Tensor
     sigma: float
@@ -88,7 +88,7 @@ class Moment:
 
 @dataclass
 class Stream:
-    """The last computed velocity of one conditioning, the clock then, and its change per unit of the clock."""
+    """The last computed velocity of one conditioning, the clock at that time, and its change per unit of the clock."""
 
     v: Tensor
     clock: float
@@ -97,7 +97,7 @@ class Stream:
 
 @dataclass
 class Window:
-    """The streams of one window of time, normally the whole clip. clock: at `last`. skipped: how many in a row."""
+    """The streams of one window of time, normally the whole clip. clock: at `last`. skipped: steps in a row."""
 
     last: Moment | None = None
     clock: float = 0.0
@@ -116,7 +116,7 @@ class Run:
         self.calls = self.skipped = 0
 
     def predict(self, compute: Callable[[], list[Tensor]], model, present: list[int], window_key, now: Moment):
-        """x0 of the conditionings `present`: as `compute` gives them, or from the last velocities.
+        """Return x0 of the conditionings `present`, computed by `compute` or from the last velocities.
 
         They are skipped together: guidance would amplify the difference between an old prediction and a new one.
         """
@@ -147,10 +147,10 @@ class Run:
 
 
 def apply(model, settings: Settings):
-    """A clone of the MODEL `model` whose runs skip steps; with a budget of 0 it is `model` itself.
+    """Return a clone of the MODEL `model` whose runs skip steps, or `model` itself if the budget is 0.
 
-    Raises ValueError for TeaCache's criterion on a model that was not loaded by this pack, whose time embedding it
-    cannot read, and for an end that is not after the start.
+    Raise ValueError for teacache on a model of another loader, whose time embedding it cannot read, and if the end is
+    not after the start.
     """
     if settings.end <= settings.start:
         raise ValueError(
@@ -177,20 +177,20 @@ def apply(model, settings: Settings):
 
     clone = model.clone()
     for place, wrapper in ((WrappersMP.OUTER_SAMPLE, outer_sample), (WrappersMP.CALC_COND_BATCH, calc_cond_batch)):
-        clone.remove_wrappers_with_key(place, KEY)  # of two step caches in a row the last one counts
+        clone.remove_wrappers_with_key(place, KEY)  # the last of several step caches counts
         clone.add_wrapper_with_key(place, KEY, wrapper)
     return clone
 
 
 def calc_cond_batch(executor, model, conds, x, sigma, model_options):
-    """The host's prediction of x0 for each of `conds`, where None asks for none."""
+    """Return the prediction of x0 for each of `conds` that is not None; the host's signature."""
     run = model_options["transformer_options"].get(KEY)
     level = float(sigma[0])
     if run is None or level == 0:
         return executor(model, conds, x, sigma, model_options)
     present = [index for index, cond in enumerate(conds) if cond is not None]
     context = model_options["transformer_options"].get("context_window")
-    window = (len(conds), None if context is None else tuple(context.index_list))  # extra passes have other lengths
+    window = (len(conds), None if context is None else tuple(context.index_list))  # extra passes differ in length
 
     def compute():
         results = executor(model, conds, x, sigma, model_options)

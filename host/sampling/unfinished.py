@@ -1,4 +1,4 @@
-"""The note on a latent that still holds noise, for the run that goes on with it."""
+"""The record in a latent that still holds noise, for the run that continues it."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -12,8 +12,8 @@ from .schedule import Schedule
 class Unfinished:
     """Entry of a LATENT that still holds noise.
 
-    sigma: its noise level. draws: how often noise was drawn, so that the next run draws on with the same seed.
-    samples: the tensor that is meant; nodes that put another in its place copy this entry with the rest.
+    sigma: its noise level. draws: draws of noise so far, from which the next run continues with the same seed.
+    samples: the latent that the record describes; nodes that replace it copy this entry unchanged.
     """
 
     ENTRY: ClassVar[str] = "wan_unfinished"
@@ -24,12 +24,12 @@ class Unfinished:
 
     @classmethod
     def of(cls, latent: dict) -> "Unfinished | None":
-        """Return what the LATENT `latent` says of its noise, None where it says nothing."""
+        """Return the record of the LATENT `latent`, or None if it has none."""
         entry = latent.get(cls.ENTRY)
         return entry if entry is not None and entry.samples is latent["samples"] else None
 
     def check_start(self, schedule: Schedule) -> None:
-        """Raise ValueError where `schedule`, which is to go on from here, starts at another noise level."""
+        """Raise ValueError if the `schedule` that continues this latent starts at another noise level."""
         start = float(schedule.sigmas[0])
         if abs(start - self.sigma) > 1e-4:
             raise ValueError(

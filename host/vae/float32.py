@@ -1,4 +1,4 @@
-"""float32 that is float32: since Ampere, cuDNN rounds the inputs of a float32 convolution to TF32 by default."""
+"""Full float32 precision: since Ampere, cuDNN rounds the inputs of float32 convolutions to TF32 by default."""
 
 import threading
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 _lock = threading.Lock()
-_inside, _saved = 0, []  # of the process, as torch's settings are
+_inside, _saved = 0, []  # per process, as torch's settings are
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def _leave() -> None:
 def settings() -> list[tuple]:
     """Return (owner, name, value) of torch's settings for float32 without TF32.
 
-    Newer versions have newer names, and refuse to read the older ones once somebody has set these.
+    Newer versions of torch have newer names, and refuse to read the older ones once the newer are set.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     older = [(owner, "allow_tf32", False) for owner in (cudnn, matmul)]

@@ -1,4 +1,4 @@
-"""Images of any usual number of channels as the VAE takes them."""
+"""Conversion of images to the channels of a VAE."""
 
 import torch
 from torch.nn import functional as F
@@ -7,9 +7,9 @@ USUAL = (1, 3, 4)  # grey, RGB, RGBA
 
 
 def with_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
-    """Return images (..., 1, 3 or 4) in [0, 1] with 3 or 4 `channels`, without a copy where no alpha is added.
+    """Return images (..., 1, 3 or 4) in [0, 1] with 3 or 4 `channels`, without a copy unless alpha is added.
 
-    Grey is repeated, a missing alpha is opaque, a surplus one is dropped. Raises ValueError for other images.
+    Grey is repeated, a missing alpha is opaque, a surplus one is dropped. Raise ValueError for other images.
     """
     given = images.shape[-1]
     if given not in USUAL:

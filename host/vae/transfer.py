@@ -1,4 +1,4 @@
-"""Decoded frames on their way off the device, while the next ones are computed."""
+"""Copies of decoded frames from the device while the next ones are computed."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -8,7 +8,7 @@ Finish = Callable[[], torch.Tensor]
 
 
 def fetched(chunks: Iterable[torch.Tensor], start: Callable[[torch.Tensor], Finish]) -> Iterator[torch.Tensor]:
-    """Yield a copy of each chunk, finished only after the work on the next chunk was queued.
+    """Yield a copy of each chunk, awaited only after the work on the next chunk is queued.
 
     start: begins a copy and returns a function that waits for it and returns it.
     """
@@ -25,7 +25,7 @@ def fetched(chunks: Iterable[torch.Tensor], start: Callable[[torch.Tensor], Fini
 def off_device(chunks: Iterable[torch.Tensor], device: torch.device, target: torch.device) -> Iterator[torch.Tensor]:
     """Yield the chunks, which are on `device`, on `target`.
 
-    From CUDA to RAM each is copied to pinned memory on a stream of its own; a chunk that is there is not copied.
+    From CUDA to RAM, chunks are copied to pinned memory on a separate stream. Nothing is copied on the same device.
     """
     if device == target:
         return iter(chunks)
@@ -35,9 +35,9 @@ def off_device(chunks: Iterable[torch.Tensor], device: torch.device, target: tor
 
 
 class CudaCopy:
-    """Starts copies from a CUDA device to pinned memory, beside the work on its current stream.
+    """Starts copies from a CUDA device to pinned memory, in parallel with its current stream.
 
-    torch hands out pinned memory again once it is free, so a running decode alternates between a few buffers.
+    torch reuses freed pinned memory, so a running decode alternates between a few buffers.
     """
 
     def __init__(self, device: torch.device):
@@ -48,7 +48,7 @@ class CudaCopy:
         with torch.cuda.stream(self.stream):
             copy = chunk.to("cpu", non_blocking=True)
             copied = self.stream.record_event()
-        chunk.record_stream(self.stream)  # its memory is not reused before
+        chunk.record_stream(self.stream)  # its memory is not reused before the copy is done
 
         def finish() -> torch.Tensor:
             copied.synchronize()

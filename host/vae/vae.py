@@ -6,7 +6,7 @@ the device as they are decoded, so device memory depends on one step and not on 
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import comfy.model_management
 import comfy.ops
@@ -20,8 +20,8 @@ from ...wan_model.messages import Message
 from ...wan_model.vae import Runtime, fit_decode, fit_encode, lay_out, make_vae, plan_decode, plan_encode, vae_config
 from ...wan_model.vae.tiling import MIN_TILE
 from ...wan_model.variants import FAMILIES, TIME_STRIDE
+from .. import compat
 from ..messages import latents
-from ..model import memory
 from ..model.loading import make_patcher, place
 from ..model.precision import FLOATS
 from .float32 import exact
@@ -31,15 +31,15 @@ from .transfer import off_device
 
 WORKING_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 AUTO = (0, 0)  # tile: chosen from the free memory
-OVERLAP = 8  # part of a tile of the host's own VAE that it blends with the next one
-USABLE = 0.8  # of the free memory: the rest is for the backend's workspaces and for what the estimate misses
+OVERLAP = 8  # the host's own VAE blends 1/8 of a tile with the next one
+USABLE = 0.8  # of the free memory: the rest is for workspaces of the backend and errors of the estimate
 
 
 def load(path: str, decode_dtype: str = "auto", encode_dtype: str = "auto", disable_dynamic: bool = False) -> "HostVAE":
     """Load a Wan VAE file.
 
     decode_dtype, encode_dtype: keys of `FLOATS`, or "auto": the host's choice for decoding, float32 for encoding, since
-    an encoder of lower precision shifts colours. disable_dynamic: as in `model.build`. Raises ValueError for a file
+    an encoder of lower precision shifts colours. disable_dynamic: as in `loading.build`. Raise ValueError for a file
     that holds no Wan VAE.
     """
     dtypes = FLOATS.get(decode_dtype), FLOATS.get(encode_dtype)
@@ -51,7 +51,7 @@ def load(path: str, decode_dtype: str = "auto", encode_dtype: str = "auto", disa
 def choose_dtypes(
     decode_dtype: torch.dtype | None = None, encode_dtype: torch.dtype | None = None
 ) -> tuple[torch.dtype, torch.dtype]:
-    """Return the dtypes of decoding and encoding: as asked, else the host's choice and float32."""
+    """Return the dtypes of decoding and encoding: as given, else the host's choice and float32."""
     device = comfy.model_management.vae_device()
     return (
         decode_dtype or comfy.model_management.vae_dtype(device, WORKING_DTYPES),
@@ -65,10 +65,10 @@ def load_patcher(*arguments, **options):
 
 
 class HostVAE(comfy.sd.VAE):
-    """A host VAE around `WanVAE`.
+    """`WanVAE` as a VAE of the host.
 
-    It sets the attributes that the host's VAE class sets and replaces the methods that run the network. The host's
-    constructor, which only knows its own networks, is not called.
+    It sets the attributes of the host's class and overrides the methods that run the network. The host's constructor is
+    not called, since it only knows its own networks.
     """
 
     def __init__(self, state_dict, decode_dtype=None, encode_dtype=None, disable_dynamic=False):
@@ -97,7 +97,7 @@ class HostVAE(comfy.sd.VAE):
         self.patcher = make_patcher(self.first_stage_model, self.device, offload_device, disable_dynamic)
 
     def build(self, state_dict):
-        """Return the network, each half in its own dtype."""
+        """Return the network, encoder and decoder each in its own dtype."""
         vae = make_vae(self.config, ops=comfy.ops.manual_cast, dtype=self.vae_dtype, device="meta")
         vae.encoder.to(self.encode_dtype)
         vae.conv1.to(self.encode_dtype)  # the encoder's last convolution; conv2 is the decoder's first
@@ -116,7 +116,7 @@ class HostVAE(comfy.sd.VAE):
 
     def vae_output_dtype(self):
         """Return the dtype of the host's images."""
-        return getattr(comfy.model_management, "intermediate_dtype", lambda: torch.float32)()
+        return compat.image_dtype()
 
     # What the host's nodes call
 
@@ -125,7 +125,7 @@ class HostVAE(comfy.sd.VAE):
 
         tile: (height, width) in pixels; 0 is the whole frame along that side, `AUTO` the largest that fits in the free
         memory.
-        Raises ValueError for latents of another family or with NaN or infinite values.
+        Raise ValueError for latents of another family or with NaN or infinite values.
         """
         check_latent(self, samples_in)
         batch, _, latents, height, width = samples_in.shape
@@ -139,7 +139,7 @@ class HostVAE(comfy.sd.VAE):
         return out
 
     def decode_tiled(self, samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
-        """`decode` in tiles of latent pixels. Overlaps and time tiles are not read: halos are exact, time streams."""
+        """Decode in tiles of latent pixels. Overlaps and time tiles are ignored: halos are exact, time streams."""
         stride = self.config.decoded_stride
         return self.decode(samples, tile=((tile_y or 0) * stride, (tile_x or 0) * stride))
 
@@ -148,7 +148,7 @@ class HostVAE(comfy.sd.VAE):
 
         tile: as in `decode`.
 
-        Frames beyond the last 4n+1 are left out; sides are cropped about the centre to whole latent pixels.
+        Frames beyond the last 4n+1 are dropped; sides are cropped about the centre to whole latent pixels.
         """
         images = pixel_samples if pixel_samples.ndim == 5 else pixel_samples.unsqueeze(0)
         images = self.crop(images.flatten(0, 1)).unflatten(0, images.shape[:2])
@@ -161,7 +161,7 @@ class HostVAE(comfy.sd.VAE):
     def crop(self, images: torch.Tensor) -> torch.Tensor:
         """Return images (N, H, W, 1, 3 or 4) in this VAE's channels, cropped about the centre to whole latent pixels.
 
-        Raises ValueError for other channels, for no images, and if nothing is left.
+        Raise ValueError for other channels, for no images, and if nothing is left.
         """
         count, height, width = images.shape[:3]
         if count == 0:
@@ -175,7 +175,7 @@ class HostVAE(comfy.sd.VAE):
         return cropped
 
     def encode_tiled(self, pixel_samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
-        """`encode` in tiles of pixels."""
+        """Encode in tiles of pixels; overlaps and time tiles are ignored, as in `decode_tiled`."""
         return self.encode(pixel_samples, tile=(tile_y or 0, tile_x or 0))
 
     # Streams
@@ -183,7 +183,7 @@ class HostVAE(comfy.sd.VAE):
     def decode_chunks(self, samples, tile=AUTO) -> Iterator[torch.Tensor]:
         """Iterate over images (B, 1 or 4, H, W, 3) in time, off the device; arguments as in `decode`.
 
-        Where the device is not the CPU, the next chunk is being computed while one is handed out.
+        Unless the device is the CPU, the next chunk is computed while one is returned.
         """
         shape, stride = tuple(samples.shape), self.config.decoded_stride
         frame = shape[3] * stride, shape[4] * stride
@@ -195,11 +195,11 @@ class HostVAE(comfy.sd.VAE):
             runtime=self.runtime,
             **self.prepare(plan_decode, fit_decode, shape, frame, tile, self.vae_dtype),
         )
-        images = (self.images(chunk) for chunk in resumed(stream, lambda: on_device(self.device)))
+        images = (self.images(chunk) for chunk in resumed(stream, lambda: compat.on_device(self.device)))
         return off_device(images, self.device, self.output_device)
 
     def images(self, chunk: torch.Tensor) -> torch.Tensor:
-        """Return decoded video (B, C, T, H, W) as images (B, T, H, W, C) in [0, 1], a copy laid out as images are."""
+        """Return decoded video (B, C, T, H, W) as images (B, T, H, W, C) in [0, 1], a contiguous copy."""
         dtype = self.vae_output_dtype()
         image = chunk.permute(0, 2, 3, 4, 1).to(dtype, copy=True, memory_format=torch.contiguous_format)
         return self.process_output(image)
@@ -207,11 +207,10 @@ class HostVAE(comfy.sd.VAE):
     def encode_chunks(self, chunks, shape, tile=AUTO, expected=1) -> Iterator[torch.Tensor]:
         """Iterate over latents (B, C, 1, h, w) in time, of `chunks` (B, 3, t, H, W) in [0, 1] of a video of `shape`.
 
-        If the number of frames is not known before the end, it is None in `shape`, and the progress bar takes it to be
-        `expected`.
+        If the number of frames is not known in advance, it is None in `shape`; the progress bar then shows `expected`.
         """
         stream = self.first_stage_model.encode_stream(
-            (self.process_input(chunk.to(RAM)) for chunk in chunks),  # a chunk is lost if anything fails in here
+            (self.process_input(chunk.to(RAM)) for chunk in chunks),  # an error in here would lose the chunk
             device=self.device,
             dtype=self.encode_dtype,
             on_step=StepProgress(geometry.latent_frames(shape[2] or expected)),
@@ -223,8 +222,8 @@ class HostVAE(comfy.sd.VAE):
 
     @contextmanager
     def exactly(self) -> Iterator[None]:
-        """Encode inside this context: on the device, without TF32 for float32."""
-        with on_device(self.device), exact(self.encode_dtype):
+        """Context for encoding: on the device, without TF32 if the dtype is float32."""
+        with compat.on_device(self.device), exact(self.encode_dtype):
             yield
 
     def prepare(self, plan, fit, shape, frame, tile, dtype) -> dict:
@@ -236,24 +235,19 @@ class HostVAE(comfy.sd.VAE):
         chosen = None if tile == AUTO else tuple(t or max(side, MIN_TILE) for t, side in zip(tile, frame, strict=True))
         needed = self.plan(plan, shape, chosen, dtype).peak_bytes
         least = needed if chosen else self.plan(plan, shape, fit(self.config, shape, 0, dtype), dtype).peak_bytes
-        with on_device(self.device):
+        with compat.on_device(self.device):
             comfy.model_management.load_models_gpu(
                 [self.patcher],
                 memory_required=needed,
-                minimum_memory_required=least,  # beyond it weights come first
+                minimum_memory_required=least,  # beyond this, keep weights loaded
             )
-        budget = memory.free(self.device) * USABLE
+        budget = compat.free_memory(self.device) * USABLE
         if tile == AUTO:
             chosen = fit(self.config, shape, budget, dtype, self.runtime)
         work = self.plan(plan, shape, chosen, dtype)
         logging.info("Wan VAE: %s", work)
         stays = work.peak_bytes + work.parked_bytes <= budget
         return {"tile": chosen, "park": self.device if stays else RAM}
-
-
-def on_device(device: torch.device):
-    """Return the context in which a newer host uses `device`, which may not be the first GPU."""
-    return getattr(comfy.model_management, "cuda_device_context", nullcontext)(device)
 
 
 class StepProgress:
@@ -269,7 +263,7 @@ class StepProgress:
 
 
 def decode(vae, samples, tile=AUTO) -> torch.Tensor:
-    """Decode with any video VAE of the host, as `HostVAE.decode`; one of the host's own cuts tiles in its own way."""
+    """Decode with any video VAE of the host, as `HostVAE.decode`; the host's own VAEs tile in their own way."""
     if isinstance(vae, HostVAE):
         return vae.decode(samples, tile=tile)
     check_latent(vae, samples)
@@ -293,7 +287,7 @@ def encode(vae, images, tile=AUTO) -> torch.Tensor:
 def latent_shape(vae, batch: int, frames: int, height: int, width: int) -> tuple[int, int, int, int, int]:
     """Return the shape of a clip's latent, for any video VAE of the host.
 
-    Raises ValueError for a VAE that is not a Wan VAE.
+    Raise ValueError for a VAE that is not a Wan VAE.
     """
     channels, stride = vae.latent_channels, vae.spacial_compression_encode()
     if vae.latent_dim != 3 or channels not in FAMILIES:
@@ -305,7 +299,7 @@ def latent_shape(vae, batch: int, frames: int, height: int, width: int) -> tuple
 
 
 def check_latent(vae, samples: torch.Tensor) -> None:
-    """Raise ValueError if `samples` are no latents of this VAE, or hold NaN or infinite values."""
+    """Raise ValueError if `samples` are not latents of this VAE, or hold NaN or infinite values."""
     if samples.ndim != 5:
         raise ValueError(
             f"This latent has {samples.ndim} dimensions, a Wan clip has 5 (batch, channels, frames, height, width): "
@@ -326,7 +320,7 @@ def check_latent(vae, samples: torch.Tensor) -> None:
 
 
 def check_channels(decoded: int, given: int) -> None:
-    """Raise ValueError if a VAE that decodes latents of `decoded` channels is given others."""
+    """Raise ValueError if a VAE of `decoded` latent channels is given others."""
     if decoded != given:
         raise ValueError(
             Message(

@@ -26,10 +26,9 @@ from .video_file import expected_frames, read_frames
 def decode(vae, samples: torch.Tensor, tile, fps: float, audio: dict | None = None) -> Input.Video:
     """Return the VIDEO of a latent (B, C, T, h, w): the clips of the batch one after the other.
 
-    tile: as in `HostVAE.decode`. A VAE of this pack decodes when the video is saved; one of the host, which cannot
-    give its frames one by one, decodes here.
-    The VIDEO holds the latent and the VAE, and nothing else, as long as the host's cache keeps it.
-    Raises ValueError for latents of another family or with NaN or infinite values.
+    tile: as in `HostVAE.decode`. A VAE of this pack decodes when the video is saved; the host's own, which
+    cannot stream, decodes here. The VIDEO in the host's cache holds only the latent and the VAE.
+    Raise ValueError for latents of another family or with NaN or infinite values.
     """
     host_vae.check_latent(vae, samples)
     if not isinstance(vae, host_vae.HostVAE):
@@ -54,11 +53,11 @@ def encode(vae, video: Input.Video, tile) -> torch.Tensor:
 
     tile: as in `HostVAE.encode`.
     Frames beyond the last 4n+1 are left out; sides are cropped about the centre to whole latent pixels.
-    Raises ValueError for a video of no frames or of fewer pixels than one latent pixel, and for a broken file.
+    Raise ValueError for a video of no frames or of fewer pixels than one latent pixel, and for a broken file.
     """
     if not isinstance(vae, host_vae.HostVAE):
         return host_vae.encode(vae, video.get_components().images, tile)
-    expected = expected_frames(video)  # before the reading: a file in memory has one position for all its readers
+    expected = expected_frames(video)  # before reading: all readers of a file in memory share one position
     chunks = clip_chunks(vae, frames_of(video))
     first = next(chunks, None)
     if first is None:
@@ -68,7 +67,7 @@ def encode(vae, video: Input.Video, tile) -> torch.Tensor:
 
 
 def frames_of(video: Input.Video) -> Iterator[torch.Tensor]:
-    """Iterate over the frames (H, W, 3) in [0, 1] of a VIDEO, without holding them all if that is possible."""
+    """Iterate over the frames (H, W, 3) in [0, 1] of a VIDEO, one at a time if possible."""
     if isinstance(video, StreamedVideo):
         return video.frames()
     if isinstance(video, InputImpl.VideoFromFile):
@@ -79,7 +78,7 @@ def frames_of(video: Input.Video) -> Iterator[torch.Tensor]:
 def clip_chunks(vae, frames: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Yield chunks (1, 3, 1, H, W), (1, 3, 4, H, W), (1, 3, 4, H, W), ... of frames, cropped for `vae`.
 
-    The one to three frames that do not fill the last chunk are left out.
+    One to three frames that do not fill the last chunk are dropped.
     """
     wanted = 1
     while len(group := list(islice(frames, wanted))) == wanted:
@@ -88,7 +87,7 @@ def clip_chunks(vae, frames: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 
 class Frames:
-    """Stands in for a tensor of images in the host's writer, which reads its shape and its frames in order."""
+    """Stand-in for a tensor of images in the host's writer, which reads its shape and iterates over its frames."""
 
     def __init__(self, frames: Callable[[], Iterator[torch.Tensor]], shape: tuple[int, int, int, int]):
         self.frames, self.shape = frames, shape
@@ -98,10 +97,10 @@ class Frames:
 
 
 class StreamedVideo(Input.Video):
-    """A VIDEO whose frames are made on demand and not kept.
+    """A VIDEO whose frames are decoded on demand and not kept.
 
-    Saving writes each frame as it is made, through the host's own writer, so that codecs, containers and metadata are
-    the host's. Saving twice makes the frames twice; `get_components` makes them all and gives them away.
+    Saving writes each frame as it is decoded, through the host's own writer, so codecs, containers and metadata are the
+    host's. Saving twice decodes twice; `get_components` decodes all frames and does not keep them.
 
     frames: function that starts over and yields every frame (H, W, 3) in [0, 1]. shape: (frames, H, W, 3).
     frame_rate: frames a second. audio: the host's AUDIO or None.
@@ -121,8 +120,8 @@ class StreamedVideo(Input.Video):
     ) -> None:
         """Write the video to `path`, a file's name or a binary stream, as the host's `VideoFromComponents` does.
 
-        options: what else the host's writer knows (bit_depth, crf, color_space). A file appears under its name once
-        it is whole. Raises OSError if the disk is full.
+        options: further arguments of the host's writer (bit_depth, crf, color_space). A file gets its name once it is
+        complete. Raise OSError if the disk is full.
         """
         writer = InputImpl.VideoFromComponents(self.components(Frames(self.frames, self.shape)))
         if not isinstance(path, (str, os.PathLike)):
@@ -165,7 +164,7 @@ class StreamedVideo(Input.Video):
         return "mp4"
 
     def get_color_space(self) -> str:
-        """Return the color space of the frames, as the host calls it."""
+        """Return the color space of the frames, in the host's terms."""
         return "sRGB"
 
     def get_stream_source(self) -> str:
@@ -207,7 +206,7 @@ class StreamedVideo(Input.Video):
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to, which is renamed to `path` on success and removed on failure.
 
-    Raises OSError if the disk is full.
+    Raise OSError if the disk is full.
     """
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:

@@ -9,25 +9,27 @@ import av
 import numpy as np
 import torch
 
-MISSING = 1.0  # seconds; a Matroska file that ends so much before its declared end was cut off
+from .. import compat
+
+MISSING = 1.0  # seconds; a Matroska file that ends this long before its declared end is truncated
 
 
 def expected_frames(video) -> int:
-    """Return about how many frames a VIDEO claims to have, 1 if it does not say: good for progress bars alone."""
+    """Return the approximate number of frames that a VIDEO declares, or 1: for progress bars only."""
     try:
         return max(1, round(video.get_duration() * float(video.get_frame_rate())))
     except (av.error.FFmpegError, ValueError):
-        return 1  # reading the frames will tell what is wrong
+        return 1  # reading the frames will raise the error
 
 
 def read_frames(video) -> Iterator[torch.Tensor]:
     """Yield the frames (H, W, 3) in [0, 1] of the host's `VideoFromFile`, in its trim window, turned upright.
 
-    Raises ValueError, with the file's name, where the file is no video, or broken or cut off.
+    Raise ValueError, with the file's name, if the file is not a video, damaged or truncated.
     """
     source = video.get_stream_source()
     name = os.path.basename(source) if isinstance(source, str) else "The video"
-    start, duration = getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))()  # 0.3.75 does not trim
+    start, duration = compat.trim_window(video)
     read, last = 0, 0.0
     try:
         with av.open(source) as container:
@@ -37,7 +39,7 @@ def read_frames(video) -> Iterator[torch.Tensor]:
             if first:
                 container.seek(first, stream=stream)
             for frame in container.decode(stream):
-                if frame.pts is not None:  # damaged files leave times out
+                if frame.pts is not None:  # missing in damaged files
                     if frame.pts >= stop:
                         return
                     if frame.pts < first:
@@ -59,7 +61,7 @@ def read_frames(video) -> Iterator[torch.Tensor]:
 
 
 def first_video_stream(container, name: str):
-    """Return the stream to decode. Raises ValueError for a file without one."""
+    """Return the stream to decode. Raise ValueError for a file without one."""
     if not container.streams.video:
         raise ValueError(f"{name} has sound but no pictures: choose a file with a video stream.")
     return container.streams.video[0]
@@ -68,7 +70,7 @@ def first_video_stream(container, name: str):
 def declared_end(stream) -> float:
     """Return the seconds at which a Matroska stream should end, 0 if it does not say.
 
-    FFmpeg reports a cut in other containers as an error, but takes it for the end of a Matroska file.
+    FFmpeg reports truncation of other containers as an error, but treats it as the end of a Matroska file.
     """
     hours, _, rest = stream.metadata.get("DURATION", "0:0:0").partition(":")
     minutes, _, seconds = rest.partition(":")
@@ -77,6 +79,6 @@ def declared_end(stream) -> float:
 
 def pixels(frame) -> torch.Tensor:
     """Return a decoded frame as (H, W, 3) in [0, 1], rotated as its file says."""
-    image = frame.to_ndarray(format="gbrp16le")  # (H, W, 3); rgb24 would take the nearest colour instead of the mean
+    image = frame.to_ndarray(format="gbrp16le")  # (H, W, 3); rgb24 would not interpolate chroma
     turns = round(frame.rotation / 90)
     return torch.from_numpy(np.rot90(image, turns).astype(np.float32)) / 65535

@@ -113,7 +113,7 @@ def test_a_card_gets_what_fits_and_a_cpu_what_its_caches_hold(memory, room, monk
         variant="t2v", dim=1536, ffn_dim=8960, heads=12, layers=30, in_dim=16, out_dim=16, text_dim=4096
     )
     asked, call = [], (config, (1, 16, 21, 60, 104), torch.bfloat16)
-    monkeypatch.setattr(memory, "free", lambda device: asked.append(device) or 2**30)
+    monkeypatch.setattr(memory.compat, "free_memory", lambda device: asked.append(device) or 2**30)
     card = torch.device("cuda", 1)
     assert memory.chunk_on(card, *call) == memory.choose_chunk(*call, 2**30) < 32760
     assert memory.chunk_on(torch.device("cpu"), *call) == 512

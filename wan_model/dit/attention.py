@@ -1,4 +1,4 @@
-"""Scaled dot-product attention as one function type, so that a backend is a value that a caller passes in."""
+"""Scaled dot-product attention as one function type, so that callers can pass in a backend."""
 
 from collections.abc import Callable
 
@@ -9,23 +9,23 @@ from torch.nn.functional import scaled_dot_product_attention
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """attention(q, k, v, heads) -> out: q and out (B, L, heads * head_dim), k and v (B, S, heads * head_dim)."""
 
-WINDOW_BLOCK = 1024  # queries that `local` attends with at once; it holds a mask of so many rows
+WINDOW_BLOCK = 1024  # queries that `local` processes at once, and rows of its mask
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Exact softmax attention by torch's fused kernel; the default `Attention`.
 
-    mask: broadcast to (L, S): true where a query may look, or float32 to be added to the scores; None for neither.
+    mask: broadcast to (L, S): bool, true where a query may attend, or float32 to add to the scores; None for no mask.
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, L, head_dim)
     return scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)  # (B, L, heads * head_dim)
 
 
 def local(window: tuple[int, int]) -> Attention:
-    """Self-attention in which a token sees `window` = (left, right) tokens before and after itself; -1 is all of them.
+    """Return self-attention limited to `window` = (left, right) tokens before and after each token; -1 means all.
 
-    The official configuration's `window_size`, which means what flash-attn means by it. Each block of queries reads
-    only the keys within its reach, so the work grows with the window and no mask is as large as L x L.
+    This is the official configuration's `window_size`, as in flash-attn. Each block of queries reads only the keys
+    within its reach, so work grows with the window and no mask is as large as L x L.
     """
     left, right = window
 

@@ -10,7 +10,7 @@ from ..variants import PATCH, VARIANTS, Variant
 if TYPE_CHECKING:
     from .parts.base import Part
 
-HEAD_DIM = 128  # in every released Wan; a checkpoint's shapes do not tell it
+HEAD_DIM = 128  # of every released Wan; it cannot be read from a checkpoint's shapes
 PATCH_AREA = PATCH[1] * PATCH[2]
 
 
@@ -19,8 +19,8 @@ class DiTConfig:
     """Sizes of one Wan DiT.
 
     variant: a key of `variants.VARIANTS`. in_dim, out_dim: latent channels into the patch embedding and out of the
-    head. parts: what the variant adds to the network. window_size: how many tokens to the left and right self-attention
-    sees, -1 for all; no checkpoint tells it, and every released Wan sees all.
+    head. parts: additions of the variant to the network. window_size: tokens to the left and right that
+    self-attention reads, -1 for all; it is not in checkpoints, and every released Wan reads all.
     """
 
     variant: str
@@ -42,5 +42,5 @@ class DiTConfig:
         return VARIANTS[self.variant]
 
     def part(self, name: str) -> Part | None:
-        """Return the part called `name`, or None where this model has no such part."""
+        """Return the part called `name`, or None if this model does not have it."""
         return next((part for part in self.parts if part.name == name), None)

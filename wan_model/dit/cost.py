@@ -1,4 +1,4 @@
-"""What a forward takes: tokens, bytes and floating point operations, counted from `layers.py` and the parts."""
+"""The cost of a forward: tokens, bytes and floating point operations, counted from `layers.py` and the parts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -29,11 +29,11 @@ def forward_bytes(
     shapes: Shapes | None = None,
     chunk: int | None = None,
 ) -> int:
-    """Return the most memory in bytes that a forward holds at a time besides weights and input.
+    """Return the peak memory of a forward in bytes, without weights and input.
 
     shape: of the latent (B, C, F, H, W). dtype: what it computes in. shapes: of the conditions that are given. chunk:
-    most tokens that are projected at once, or None. It holds for attention without a matrix of scores, as torch's,
-    flash and SageAttention are; ComfyUI's split and sub-quadratic ones size themselves by what is free.
+    most tokens that are projected at once, or None. Attention is taken to be without a matrix of scores, as torch's,
+    flash and SageAttention are; ComfyUI's split and sub-quadratic ones adapt to the free memory.
     """
     shapes = shapes or {}
     count = all_tokens(config, shape, shapes)
@@ -59,7 +59,7 @@ def forward_bytes(
 
 
 def largest_weight(config: DiTConfig, dtype: torch.dtype) -> int:
-    """Return the bytes of the largest weight, of which a copy is made where it is cast or brought to the device."""
+    """Return the bytes of the largest weight, which is copied when it is cast or moved to the device."""
     return config.dim * config.ffn_dim * dtype.itemsize
 
 

@@ -1,7 +1,7 @@
 """The blocks of the Wan DiT, with the official parameter names (`wan/modules/model.py`).
 
-Weighted layers come from the injected namespace `ops`. Precision is decided in `model.py`: what these layers
-are given is already in the dtype that they compute in. torch's layer and RMS norms accumulate in float32 whatever the
+Weighted layers come from the injected namespace `ops`. `model.py` decides precision: inputs of these layers are already
+in their compute dtype. torch's layer and RMS norms accumulate in float32 whatever the
 dtype of their input.
 """
 
@@ -24,9 +24,9 @@ WHOLE: Piece = (slice(None), slice(None))
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """Layer norm of `x` (B, L, dim), then `shift + (1 + scale) * x`.
+    """Return the layer norm of `x` (B, L, dim), then `shift + (1 + scale) * x`.
 
-    shift, scale: (B or 1, R, 1, dim); each row serves equally many tokens.
+    shift, scale: (B or 1, R, 1, dim); each row applies to the same number of tokens.
     """
     dim = x.shape[-1]
     if shift.numel() == dim:  # one row for all tokens: normalise and modulate in a single pass
@@ -37,9 +37,9 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor
 
 @dataclass(frozen=True)
 class Kernels:
-    """The operations that only move memory, so that a caller can pass in what its device does in one pass.
+    """The memory-bound operations, for which a caller can pass in fused kernels.
 
-    rope_table: makes what `rotate` takes, of (positions, head_dim, device); its first axis is the tokens. rotate may
+    rope_table(positions, head_dim, device): returns the table for `rotate`, whose first axis is the tokens. rotate may
     overwrite its argument.
     """
 
@@ -53,16 +53,15 @@ TORCH = Kernels()
 
 @dataclass(frozen=True)
 class BlockInputs:
-    """What all blocks of one forward share. A caller that wraps blocks changes it with `dataclasses.replace`.
+    """Inputs shared by all blocks of one forward. A caller that wraps blocks changes them with `dataclasses.replace`.
 
-    time: time embedding, float32 (B or 1, R, dim), which no block reads; e: the modulation made of it, (B or 1, R, 6,
-    dim). counts: tokens that each of the R rows serves, one after the other;
-    None where it is the same number for all. rope: table of the tokens. context: embedded text (B, n, dim).
-    image_context: embedded CLIP tokens (B, n, dim), or None. keys_values: what `CrossAttention.keys_values` made of
-    both in an earlier forward, or None. attention, cross_attention: run self-attention, and attention to text and
-    images. after_text: called one after the other with the block and x (B, L, dim), between the attention to the text
-    and the feed-forward; each returns the new x. chunk: how many tokens at most are projected at once, or None for all:
-    the same result, with less memory in use.
+    time: time embedding, float32 (B or 1, R, dim), which no block reads. e: the modulation computed from it, (B or 1,
+    R, 6, dim). counts: number of consecutive tokens that each of the R rows applies to, None if it is the same for
+    all. rope: table of the tokens. context: embedded text (B, n, dim). image_context: embedded CLIP tokens (B, n,
+    dim), or None. keys_values: the result of `CrossAttention.keys_values` in an earlier forward, or None. attention,
+    cross_attention: run self-attention, and attention to text and images. after_text: called in order with the block
+    and x (B, L, dim), between the attention to the text and the feed-forward; each returns the new x. chunk: most
+    tokens that are projected at once, or None for all; the result is the same, with less memory.
     """
 
     time: Tensor
@@ -82,8 +81,8 @@ class BlockInputs:
 def modulation(table: Tensor, e: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Return learned `table` (1, n, dim) plus time modulation `e` (B, R, n, dim): n tensors (B, R, 1, dim).
 
-    They are added in float32. `table` is not inside a layer of `ops`, so it may have been left on another device or in
-    another dtype.
+    The sum is in float32. `table` is outside any layer of `ops`, so it may still be on another device or in another
+    dtype.
     """
     return (table.to(e) + e).to(dtype).unsqueeze(3).unbind(2)
 
@@ -97,10 +96,10 @@ def gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
 def pieces(
     x: Tensor, e: Tensor, chunk: int | None, counts: tuple[int, ...] | None = None
 ) -> Iterator[tuple[Piece, Piece]]:
-    """Split the tokens x (B, L, dim) into pieces of at most `chunk` tokens, with equally many tokens a row in each.
+    """Split the tokens x (B, L, dim) into pieces of at most `chunk` tokens, with equal tokens per row in each.
 
-    Yield an index of x and one of the modulation `e` (B or 1, R, ...) that belongs to it. With a `chunk`, a piece lies
-    within one sample, and is whole rows or lies within one.
+    Yield an index of x and the matching index of the modulation `e` (B or 1, R, ...). With a `chunk`, a piece lies
+    within one sample, and consists of whole rows or lies within one.
     """
     batch, length = x.shape[:2]
     if counts is None:
@@ -119,7 +118,7 @@ def pieces(
 
 
 def _equal_rows(e: Tensor, batch: int, token: int, row: int, rows: int, count: int, chunk: int):
-    """`pieces` of `rows` rows of `count` tokens each, which begin at `token` and `row`."""
+    """Yield the `pieces` of `rows` rows of `count` tokens each, which start at `token` and `row`."""
     at_once = max(1, chunk // count)  # rows
     size = min(chunk, at_once * count)
     for b, r in product(range(batch), range(0, rows, at_once)):
@@ -137,7 +136,7 @@ def by_pieces(
     chunk: int | None,
     counts: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return what `function` makes of each of the `pieces`, joined to tensors (B, L, n)."""
+    """Return the results of `function` on the `pieces`, joined to tensors (B, L, n)."""
     joined = ()
     for tokens, rows in pieces(x, e, chunk, counts):
         made = function(tokens, rows)
@@ -150,7 +149,7 @@ def by_pieces(
 
 
 class SelfAttention(nn.Module):
-    """Projections of self-attention. Not called as a whole: a block projects in pieces and attends to all tokens."""
+    """The projections of self-attention. A block calls them in pieces and attends to all tokens at once."""
 
     def __init__(self, dim, heads, eps, ops, **factory):
         super().__init__()
@@ -168,9 +167,9 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(SelfAttention):
-    """Attention to the text and, where there is one, to an image with keys and values of its own, summed.
+    """Attention to the text plus, if there is one, attention to an image with separate keys and values.
 
-    The part for CLIP images gives it `k_img`, `v_img` and `norm_k_img`.
+    The part for CLIP images adds `k_img`, `v_img` and `norm_k_img`.
     """
 
     def keys_values(self, inputs: BlockInputs) -> list[tuple[Tensor, Tensor]]:
@@ -188,7 +187,7 @@ class CrossAttention(SelfAttention):
 
 
 class FeedForward(nn.Sequential):
-    """Linear, GELU(tanh), linear; the wide activation is kept once."""
+    """Linear, GELU(tanh), linear; GELU overwrites the wide activation."""
 
     def __init__(self, dim, ffn_dim, ops, **factory):
         super().__init__(
@@ -203,7 +202,7 @@ class FeedForward(nn.Sequential):
 class Block(nn.Module):
     """One transformer block: self-attention, cross-attention and feed-forward, each callable alone.
 
-    None of the three changes the `x` (B, L, dim) that it is given.
+    None of the three changes its input `x` (B, L, dim).
     """
 
     def __init__(self, config, ops, **factory):
@@ -273,7 +272,7 @@ class Head(nn.Module):
     def forward(self, x: Tensor, e: Tensor, chunk: int | None = None) -> Tensor:
         """x (B, L, dim), e (B or 1, R, dim) float32 -> (B, L, out_dim * patch) float32, `chunk` tokens at once.
 
-        Each of the R rows serves equally many tokens.
+        Each of the R rows applies to the same number of tokens.
         """
         shift, scale = modulation(self.modulation, e.unsqueeze(2), torch.float32)
 

@@ -18,8 +18,8 @@ from .read import read_config
 from .runtime import Runtime
 from .sequence import Draft, Sequence
 
-# The one place that says what is more precise than the rest: these parameters are kept in float32 and what they take
-# part in is computed in float32. Everything else, the residual stream too, is in the dtype of `x`.
+# The one place that sets higher precision: these parameters are float32, and so are their computations. Everything
+# else, the residual stream included, is in the dtype of `x`.
 FLOAT32_NAMES = re.compile(
     r"(time_embedding|time_projection|fps_embedding|fps_projection|head|head_global)\.|.*\bmodulation$"
 )
@@ -28,7 +28,7 @@ FLOAT32_NAMES = re.compile(
 class WanDiT(nn.Module):
     """Wan 2.1 / 2.2 video diffusion transformer, predicting the flow velocity.
 
-    config: sizes. ops: namespace of the weighted layers. dtype: of the bulk of the weights (see `FLOAT32_NAMES`).
+    config: sizes. ops: namespace of the weighted layers. dtype: of all weights but `FLOAT32_NAMES`.
     """
 
     def __init__(self, config: DiTConfig, *, ops=nn, dtype: torch.dtype | None = None, device=None):
@@ -66,10 +66,10 @@ class WanDiT(nn.Module):
         """Return the velocity `v` (B, out_dim, F, H, W) of the noisy latent `x` (B, C, F, H, W), in the dtype of `x`.
 
         t: 1000 * sigma, (B,) or one value per latent frame (B, F); a first axis of 1 serves the whole batch.
-        context: text embeddings (B, L, text_dim); the zeros up to 512 tokens are added here. y: condition channels
-        (B, n, F, H, W), appended to `x`; or `x` has them already. conditions: those that the parts of this variant
-        read (`dit.parts`), each None where it is not given. runtime: where and how it runs.
-        Raise ValueError if these disagree with each other or with the model.
+        context: text embeddings (B, L, text_dim); padded here with zeros to 512 tokens. y: condition channels (B, n, F,
+        H, W) to append to `x`, unless `x` has them already. conditions: those that the parts of this variant read
+        (`dit.parts`), None if absent. runtime: the caller's choices.
+        Raise ValueError if these contradict each other or the model.
         """
         runtime = runtime or Runtime()
         height, width = x.shape[-2:]
@@ -78,7 +78,7 @@ class WanDiT(nn.Module):
         return v[..., :height, :width].to(x.dtype)
 
     def embed(self, x: Tensor, t: Tensor, context: Tensor, y: Tensor | None, conditions, runtime: Runtime) -> Draft:
-        """Return what the blocks work on: the embedded clip and text, with all that the parts add."""
+        """Return the embedded clip and text, with the additions of the parts."""
         given = {name: value for name, value in conditions.items() if value is not None}
         if y is not None:
             check_same_size("y", y, x)
@@ -99,9 +99,9 @@ class WanDiT(nn.Module):
         return draft
 
     def run_blocks(self, draft: Draft) -> tuple[Tensor, Tensor, Sequence]:
-        """Run all main blocks, and what the parts do at each, on the tokens of `draft`.
+        """Run all main blocks, and the functions of the parts, on the tokens of `draft`.
 
-        Return the tokens (B, L, dim), the time embedding (B or 1, R, dim) and the sequence that both belong to.
+        Return the tokens (B, L, dim), the time embedding (B or 1, R, dim) and the sequence of both.
         """
         runtime, window = draft.runtime, self.config.window_size
         rope = runtime.kernels.rope_table(draft.positions, self.config.dim // self.config.heads, draft.x.device)
@@ -131,14 +131,14 @@ class WanDiT(nn.Module):
         return x, time, sequence
 
     def unembed(self, x: Tensor, time: Tensor, sequence: Sequence, draft: Draft) -> Tensor:
-        """Return the velocity (B, out_dim, F, H, W) of the clip's tokens among what `run_blocks` returned."""
+        """Return the velocity (B, out_dim, F, H, W) from the clip's tokens in the results of `run_blocks`."""
         x = draft.runtime.gather(x, sequence)
         clip, rows = x[:, sequence.clip], time[:, sequence.clip_rows]
         patches = self.run_head(draft.head or self.head, clip, rows, draft.runtime.chunk)
         return self.unpatchify(patches, draft.grid)
 
     def run_head(self, head: nn.Module, x: Tensor, time: Tensor, chunk: int | None) -> Tensor:
-        """Return the patches (B, L, out_dim * patch area) that `head` makes of tokens x (B, L, dim)."""
+        """Return the patches (B, L, out_dim * patch area) of tokens x (B, L, dim)."""
         return head(x, time, chunk)
 
     def unpatchify(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
@@ -147,7 +147,7 @@ class WanDiT(nn.Module):
         return rearrange(x, "b (f h w) (p q c) -> b c f (h p) (w q)", f=f, h=h, w=w, p=PATCH[1], q=PATCH[2])
 
     def embed_time(self, t: Tensor) -> Tensor:
-        """Return float32 (B, R, dim) of the timesteps `t` (B, R) in 0..1000."""
+        """Return the time embedding, float32 (B, R, dim), of timesteps `t` (B, R) in 0..1000."""
         half = self.config.freq_dim // 2
         exact = torch.float32 if t.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         frequency = 10000 ** -(torch.arange(half, dtype=exact, device=t.device) / half)
@@ -160,7 +160,7 @@ class WanDiT(nn.Module):
 
     @staticmethod
     def pad_to_patch(x: Tensor) -> Tensor:
-        """Return (B, C, F, H, W) with even H and W: an odd side is continued with its opposite edge, as in ComfyUI."""
+        """Return (B, C, F, H, W) with even H and W: an odd side is padded circularly, as in ComfyUI."""
         height, width = (-x.shape[3] % PATCH[1], -x.shape[4] % PATCH[2])
         return pad(x, (0, width, 0, height, 0, 0), mode="circular") if height or width else x
 
@@ -190,15 +190,15 @@ class WanDiT(nn.Module):
 
 
 def _pad_text(context: Tensor) -> Tensor:
-    """Return (B, L, text_dim) with zeros behind it up to the 512 tokens that the models were trained with."""
+    """Return the context (B, L, text_dim) padded with zeros to the 512 tokens of training."""
     missing = TEXT_LENGTH - context.shape[1]
     return pad(context, (0, 0, 0, missing)) if missing > 0 else context
 
 
 def dit_config(state_dict: Mapping[str, Tensor], header: Mapping[str, object] | None = None) -> DiTConfig:
-    """Return variant and sizes of a Wan DiT with official names, from names and shapes alone (meta tensors will do).
+    """Return variant and sizes of a Wan DiT with official names, from names and shapes (meta tensors will do).
 
-    header: the transformer config of the file's header, which tells variants apart that have the same weights.
+    header: the transformer config of the file's header, which distinguishes variants with the same weights.
     Raise ValueError for names that are not a Wan DiT and for a tensor whose shape contradicts the others.
     The t2v expert of Wan 2.2 A14B has the shapes of the 14B t2v of Wan 2.1, so both are "t2v".
     """
@@ -213,7 +213,7 @@ def dit_shapes(
     shapes = {name: tensor.shape for name, tensor in WanDiT(config, device="meta").state_dict().items()}
     for name, shape in shapes.items():
         found = state_dict.get(name)
-        packed = found is not None and not found.is_floating_point()  # several values in a byte: no plain shape
+        packed = found is not None and not found.is_floating_point()  # several values in a byte: the shape differs
         if found is not None and not packed and found.shape != shape:
             raise ValueError(
                 f"{name} has shape {tuple(found.shape)}, the rest of this {config.variant} checkpoint wants "
@@ -223,10 +223,10 @@ def dit_shapes(
 
 
 def build_dit(state_dict: Mapping[str, Tensor], *, ops=nn, dtype: torch.dtype | None = None, device=None) -> WanDiT:
-    """Return the `WanDiT` of a checkpoint with official names, its variant inferred; it holds the tensors, uncopied.
+    """Return the `WanDiT` of a checkpoint with official names; the variant is inferred and tensors are not copied.
 
-    dtype: of the bulk of the weights, or None for the file's own. device: where the weights go, or None for where they
-    are. Raise ValueError for a state dict that is not exactly a Wan DiT's.
+    dtype: of all weights but `FLOAT32_NAMES`, or None for the file's own. device: of the weights, or None for their
+    own. Raise ValueError if the state dict is not exactly that of a Wan DiT.
     """
     config = dit_config(state_dict)
     stored = state_dict["blocks.0.self_attn.q.weight"].dtype
@@ -245,5 +245,5 @@ def build_dit(state_dict: Mapping[str, Tensor], *, ops=nn, dtype: torch.dtype | 
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether values are stored as they are, not scaled (float8) or packed (integers)."""
+    """Return whether values are stored as they are, not scaled (float8) or packed (integers)."""
     return tensor.dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)

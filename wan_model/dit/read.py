@@ -11,7 +11,7 @@ from .parts import PARTS, STREAMS
 
 
 class Sizes:
-    """The shapes of a state dict, asked for by name."""
+    """The shapes of a state dict, looked up by name."""
 
     def __init__(self, state_dict: Mapping[str, Tensor]):
         self.tensors = state_dict
@@ -20,7 +20,7 @@ class Sizes:
         return name in self.tensors
 
     def size(self, name: str, axis: int) -> int:
-        """Return a side of the tensor `name`; raise ValueError if there is none."""
+        """Return a dimension of the tensor `name`; raise ValueError if there is none."""
         if name not in self.tensors or self.tensors[name].ndim <= axis:
             hint = ""
             if "vace_patch_embedding.weight" in self.tensors:
@@ -42,7 +42,7 @@ def read_config(state_dict: Mapping[str, Tensor], header: Mapping[str, object] |
     sizes = Sizes(state_dict)
     dim, layers = sizes.size("head.modulation", 2), sizes.count("blocks.")
     if dim % HEAD_DIM:
-        raise ValueError(f"This is not a Wan DiT: width {dim} is no multiple of {HEAD_DIM}.")
+        raise ValueError(f"This is not a Wan DiT: width {dim} is not a multiple of {HEAD_DIM}.")
     in_dim, out_dim = sizes.size("patch_embedding.weight", 1), sizes.size("head.head.bias", 0) // PATCH_AREA
     found = [name for name, kind in PARTS.items() if kind.mark in sizes]
     variant = find(in_dim, out_dim, found, header)

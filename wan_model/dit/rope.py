@@ -8,14 +8,14 @@ from torch import Tensor
 
 THETA = 10000.0
 
-Axes = tuple[float, float, float]  # a number for frames, rows and columns
+Axes = tuple[float, float, float]  # one number each for frames, rows and columns
 
 
 @dataclass(frozen=True)
 class Positions:
     """Rotary positions of a grid of tokens: one number for each of its frames, rows and columns.
 
-    source: turns all pairs of channels further by this many positions, to tell token streams of the same place apart.
+    source: further positions by which all channel pairs are rotated, to distinguish streams at the same place.
     """
 
     frames: tuple[float, ...]
@@ -46,8 +46,8 @@ def grid_positions(
 def rope_table(positions: Sequence[Positions], head_dim: int, device: torch.device | None = None) -> Tensor:
     """Return cosine and sine for every token of these grids, one after the other: float32 (tokens, head_dim / 2, 2).
 
-    Rows and columns get a third of the pairs each, rounded down, and frames the rest. Angles are float64: at a large
-    position their float32 rounding would be visible in the rotation.
+    Rows and columns get a third of the pairs each, rounded down, and frames the rest. Angles are float64: at
+    large positions, rounding to float32 would change the rotation visibly.
     """
     tables = [_grid_table(grid, head_dim, device) for grid in positions]
     return tables[0] if len(tables) == 1 else torch.cat(tables)
@@ -86,7 +86,7 @@ def rotate_(x: Tensor, table: Tensor) -> Tensor:
     heads = x.shape[-1] // (2 * table.shape[-2])
     pairs = x.float().unflatten(-1, (heads, -1, 2))  # (B, L, heads, head_dim / 2, 2)
     table = table.unsqueeze(1)  # (L, 1, head_dim / 2, 2)
-    if torch.compiler.is_compiling():  # which knows no complex numbers, but joins these to one pass
+    if torch.compiler.is_compiling():  # it does not support complex numbers, but fuses these operations
         (a, b), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
         rotated = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
     else:

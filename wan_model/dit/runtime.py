@@ -1,4 +1,4 @@
-"""What the caller of a forward decides, and a model does not know: where and how its operations run."""
+"""The runtime: choices of the caller about where and how a forward runs."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def keep_tokens(x: Tensor, sequence: Sequence) -> Tensor:
 
 @dataclass(frozen=True)
 class Runtime:
-    """The choices of a caller; the defaults are exact, on one device, all at once.
+    """Choices of a caller; the defaults are exact, on one device, without chunks.
 
-    attention: runs self-attention unless `config.window_size` bounds it. cross_attention: runs attention to text and
-    images; None for `attention`. kernels, chunk: as in `BlockInputs`. run_block: runs each main block. rope_scale,
-    rope_shift: applied to the clip's rotary positions. shard: takes all tokens (B, L, dim) and their sequence to
-    those of this device; gather: takes these after the blocks, and their sequence, back to all tokens.
+    attention: self-attention, unless `config.window_size` limits it. cross_attention: attention to text and images,
+    None for `attention`. kernels, chunk: as in `BlockInputs`. run_block: runs each main block. rope_scale, rope_shift:
+    applied to the clip's rotary positions. shard: maps all tokens (B, L, dim) and their sequence to those of this
+    device; gather: maps the tokens of this device back to all tokens after the blocks.
     """
 
     attention: Attention = sdpa

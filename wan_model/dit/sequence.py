@@ -1,4 +1,4 @@
-"""The tokens of one forward: the clip's, and streams of further tokens that parts put before or behind them."""
+"""The tokens of one forward: the clip's, and streams of further tokens that parts put before or after them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ AfterBlock = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Stream:
-    """Tokens that take part in the attention and are cut off at the end.
+    """Tokens that take part in attention and are removed at the end.
 
-    tokens: (B, n, dim). positions: of the n tokens, grid by grid. time: their timestep in 0..1000; None for the clip's,
-    of which the last frame's counts where every frame has its own.
+    tokens: (B, n, dim). positions: of the n tokens, grid by grid. time: their timestep in 0..1000; None for the clip's
+    (the last frame's, if frames have different ones).
     """
 
     tokens: Tensor
@@ -37,12 +37,12 @@ class Stream:
 
 @dataclass
 class Draft:
-    """What the parts work on between the patch embedding and the blocks.
+    """State of a forward between the patch embedding and the blocks, to which the parts add.
 
     given: the conditions of the call by name. x: the latent with its condition channels, sides padded to whole
     patches (B, in_dim, F, H, W); sides: H and W before that. t: timesteps (B or 1, 1 or F). clip: embedded patches
-    (B, dim, F, H / 2, W / 2), to which a part may add; grid: their F, H / 2 and W / 2. context: embedded text (B,
-    n, dim). image_context: as in `BlockInputs`. head, clip_positions: in place of the network's head and of
+    (B, dim, F, H / 2, W / 2); grid: their F, H / 2 and W / 2. context: embedded text (B,
+    n, dim). image_context: as in `BlockInputs`. head, clip_positions: replacements for the network's head and for
     positions from `first_frame` on. first_frame: rotary position of the clip's first frame. front, behind: streams
     before and behind the clip's tokens. before_block: called with the index of a block, the block and its inputs,
     returns the inputs to run it with. after_text: as in `BlockInputs`. after_block: called with the index of a
@@ -77,13 +77,13 @@ class Draft:
         return tuple(positions for group in groups for positions in group)
 
     def place(self, grid: tuple[int, int, int], first_frame: int = 0, source: int = 0) -> Positions:
-        """Return the positions of a grid of tokens from `first_frame` on, scaled and shifted as the caller wants."""
+        """Return the positions of a grid of tokens from `first_frame` on, scaled and shifted as the runtime sets."""
         scale, shift = self.runtime.rope_scale, self.runtime.rope_shift
         start = (shift[0] + scale[0] * first_frame, *shift[1:])
         return grid_positions(grid, scale=scale, shift=start, source=source)
 
     def sequence(self, rope: Tensor) -> Sequence:
-        """Return how all tokens follow one another. rope: the table of `positions`."""
+        """Return the sequence of all tokens. rope: the table of `positions`."""
         runs = [*map(self._run, self.front), *self._clip_runs(), *map(self._run, self.behind)]
         merged = [(key, sum(run[1] for run in equal)) for key, equal in groupby(runs, lambda run: run[0])]
         first = [key for key, _ in merged].index(("clip", 0))
@@ -102,7 +102,7 @@ class Draft:
         return sum(stream.tokens.shape[1] for stream in self.front)
 
     def take_tokens(self) -> Tensor:
-        """Return all tokens (B, L, dim) in order. The draft lets go of them: they are freed as the blocks go on."""
+        """Return all tokens (B, L, dim) in order and drop the draft's references, so that blocks can free them."""
         clip = to_tokens(self.clip)
         groups = [*(s.tokens for s in self.front), clip, *(s.tokens for s in self.behind)]
         self.clip, self.front, self.behind = None, [], []
@@ -124,11 +124,10 @@ class Draft:
 
 @dataclass(frozen=True)
 class Sequence:
-    """How the L tokens of a forward follow one another.
+    """Order and modulation rows of the L tokens of a forward.
 
-    rope: their table, of L rows. times: timesteps (B or 1, R). counts: tokens of each of the R;
-    None where it is the same number for all. clip: which tokens are the clip's. clip_rows: which rows of `times` are
-    theirs.
+    rope: table of L rows. times: timesteps (B or 1, R). counts: tokens of each timestep, None if it is the same for
+    all. clip: slice of the clip's tokens. clip_rows: slice of `times` that applies to them.
     """
 
     rope: Tensor

@@ -1,4 +1,4 @@
-"""Whether the Triton kernels can be used: they need a package, a driver and a compiler that not every machine has."""
+"""The check whether Triton kernels work here: they need a package, a driver and a compiler."""
 
 import functools
 import logging
@@ -13,7 +13,7 @@ from ..vae.runtime import CPU, Runtime
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """Return what a package of kernels for another card, driver or torch raises when it is imported or first called."""
+    """Return the errors that a kernel package for another card, driver or torch raises on import or first call."""
     return (
         *(ImportError, OSError, RuntimeError, AttributeError, AssertionError, TypeError, ValueError),
         subprocess.SubprocessError,
@@ -23,7 +23,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 @functools.cache
 def triton_kernels(device: torch.device) -> ModuleType | None:
-    """Return the module of that name if it works on `device`, which is tried once; else None, and the log says why."""
+    """Return the module `triton_kernels` if it works on `device`, tested once; else log the reason and return None."""
     if device.type != "cuda":
         return None
     try:
@@ -48,7 +48,7 @@ def vae_runtime(device: torch.device) -> Runtime:
 
 
 def _try_out(kernels: ModuleType, device: torch.device) -> None:
-    """Raise if a kernel's result on `device` is not torch's."""
+    """Raise an error if a kernel's result on `device` differs from torch's."""
     x = torch.linspace(-2, 2, 256, device=device).view(1, 4, 1, 8, 8)
     x = x.contiguous(memory_format=torch.channels_last_3d)
     found = torch.full_like(x, torch.nan)

@@ -1,8 +1,8 @@
 """Triton kernels for memory-bound operations: one pass each where torch's operations take several.
 
-Importing this needs Triton; `fused.triton_kernels` says where they can be used. They compute in float32, round once and
-have no gradient. Strides and lengths do not specialise a kernel, so that one serves all sizes; strides are counted in
-rows of channels, so that it is known how these are aligned. torch.compile gets torch's operations, which it fuses.
+Importing this needs Triton; `fused.triton_kernels` tells where they work. They compute in float32, round once and have
+no gradient. Kernels are not specialised on strides and lengths, so one serves all sizes. Strides are counted in rows of
+channels, which keeps their alignment known. Under torch.compile torch's own operations run, which it fuses.
 """
 
 import torch
@@ -52,10 +52,10 @@ DIT = layers.Kernels(rotate=rotate_, norm_modulate=norm_modulate)
 
 
 def activate(x: Tensor, cache: Tensor | None, gamma: Tensor, whole: Tensor, history: int, top: int, left: int) -> None:
-    """Fill `whole` with `history` frames that end with those of `cache`, then silu(norm(x)), in a border of zeros.
+    """Fill `whole` with the `history` last frames of `cache`, then silu(norm(x)), inside a border of zeros.
 
     x: (B, C, T, H, W). cache: (B, C, at most `history`, H, W), or None. gamma: C contiguous numbers. whole:
-    (B, C, history + T, top + H + bottom, left + W + right), contiguous as channels_last_3d. All as `is_innermost`.
+    (B, C, history + T, top + H + bottom, left + W + right), contiguous as channels_last_3d. All pass `is_innermost`.
     """
     channels, height, width = x.shape[1], *x.shape[3:]
     seen = x[:, :, :0] if cache is None else cache

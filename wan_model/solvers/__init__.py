@@ -65,7 +65,7 @@ def sample_unipc(denoise: Denoiser, x: Tensor, sigmas: Sequence[float], *, callb
     sigmas: strictly decreasing within [0, 1]; a run may start below 1 (video-to-video) and stop above 0.
     callback: called with each prediction, {"i", "sigma", "x", "denoised"}: the step's index and the model's input and
     x0.
-    Returns the latent at sigmas[-1]. Raises ValueError for sigmas outside that range or order.
+    Return the latent at sigmas[-1]. Raise ValueError for sigmas outside that range or order.
     """
     return _sample(Run("unipc", x, sigmas), denoise, callback).to(x.dtype)
 
@@ -88,7 +88,7 @@ def sample_lcm(
     noise: Noise | torch.Generator | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Predict x0 and put new noise on it, step by step (https://arxiv.org/abs/2303.01469, algorithm 1).
+    """Predict x0 and add new noise to it, step by step (https://arxiv.org/abs/2303.01469, algorithm 1).
 
     This is the loop of self-forcing (`pipeline/causal_inference.py`), of DMD models and of rCM's SDE.
 
@@ -105,7 +105,7 @@ SOLVERS = {
     "euler": sample_euler,
     "res_multistep": sample_res_multistep,
 }
-SAMPLERS = {**SOLVERS, "lcm": sample_lcm}  # with what is no solver of the ODE
+SAMPLERS = {**SOLVERS, "lcm": sample_lcm}  # including the one that is no solver of the ODE
 
 
 class Run:

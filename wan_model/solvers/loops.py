@@ -1,7 +1,7 @@
 """The loop of each solver: how a latent goes from one sigma to the next.
 
-A loop is a generator. It yields (step, latent, its sigma) for each prediction that it wants, is sent the x0 predicted
-there, and returns the latent at the last sigma. It may ask more than once a step, at any sigma on the way.
+A loop is a generator. It yields (step, latent, its sigma) for each prediction that it needs, is sent the predicted x0,
+and returns the latent at the last sigma. It may ask more than once a step, at any sigma in between.
 """
 
 import math
@@ -24,7 +24,7 @@ def euler(x: Tensor, s: list[float], noise: Noise) -> Loop:
 
 
 def lcm(x: Tensor, s: list[float], noise: Noise) -> Loop:
-    """New noise on each predicted x0."""
+    """New noise is added to each predicted x0."""
     for i in range(len(s) - 1):
         x0 = yield i, x, s[i]
         x = torch.lerp(x0, noise(x0), s[i + 1]) if s[i + 1] > 0 else x0
@@ -52,7 +52,7 @@ def res_multistep(x: Tensor, s: list[float], noise: Noise) -> Loop:
 
 
 def unipc(x: Tensor, s: list[float], noise: Noise) -> Loop:
-    """As `dpmpp`, with each step done again once the x0 at its end is known."""
+    """As `dpmpp`, and each step is corrected once the x0 at its end is known."""
     log_snr = [_log_snr(sigma) for sigma in s]
     history = deque(maxlen=3)
     start = x
@@ -77,7 +77,7 @@ def _log_snr(sigma: float) -> float:
 
 
 def _res_weight(s: list[float], i: int) -> float:
-    """How far the mean x0 of step i lies beyond the newest x0, in units of its change since the one before.
+    """Return how far the mean x0 of step i lies beyond the newest x0, in units of its change since the one before.
 
     phi_2(-h) / (c phi_1(-h)) in the paper's terms, where h is the step and c the last step in log sigma, over h.
     """
@@ -90,7 +90,7 @@ def _res_weight(s: list[float], i: int) -> float:
 def _predicted_mean(x0: Sequence[Tensor], log_snr: list[float], i: int) -> Tensor:
     """Mean x0 over step i, extrapolated along the line through the last two predictions.
 
-    First order in the first step, which has no past, and in the last, as the official schedule does ("lower order
+    First order in the first step, which has no history, and in the last, as the official schedule does ("lower order
     final").
     """
     if i == 0 or i == len(log_snr) - 2:

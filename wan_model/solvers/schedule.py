@@ -18,11 +18,11 @@ WHOLE_TIMESTEPS = ("unipc", "dpmpp")  # solvers whose official schedulers cut ti
 
 
 def flow_sigmas(steps: int, shift: float, solver: str) -> Tensor:
-    """The official noise levels of a solver: (steps + 1,) float32, strictly decreasing, the last 0.
+    """Return the official noise levels of a solver: (steps + 1,) float32, strictly decreasing, the last 0.
 
     "unipc" and "dpmpp" are spaced as their official schedulers do; the others take the spacing that is standard for
     flow matching, which is also that of "dpmpp": 1 to 0 in equal steps, then shifted. shift > 1 spends more steps at
-    high noise. Raises ValueError for fewer than one step, a shift that is not positive, or an unknown solver.
+    high noise. Raise ValueError for fewer than one step, a shift that is not positive, or an unknown solver.
     """
     if solver not in SIGMA_MAX:
         raise ValueError(f"There is no solver named {solver!r}: choose one of {', '.join(SIGMA_MAX)}.")
@@ -35,7 +35,7 @@ def flow_sigmas(steps: int, shift: float, solver: str) -> Tensor:
 
 
 def timestep(sigma, solver: str):
-    """The timestep, 0 to 1000, that a network reads at noise level `sigma` (a float or tensor).
+    """Return the timestep, 0 to 1000, that a network reads at noise level `sigma` (a float or tensor).
 
     trunc(1000 sigma) for the solvers of `WHOLE_TIMESTEPS`, 1000 sigma for the others, as in the few-step references.
     """
@@ -45,7 +45,7 @@ def timestep(sigma, solver: str):
 
 
 def check_sigmas(sigmas: Sequence[float]) -> list[float]:
-    """Return `sigmas` as floats; raise ValueError unless they are two or more, falling, within [0, 1]."""
+    """Return `sigmas` as floats; raise ValueError unless there are two or more, decreasing, within [0, 1]."""
     s = [float(sigma) for sigma in sigmas]
     if len(s) < 2:
         raise ValueError(f"Sampling needs at least 2 sigmas (one step), not {len(s)}.")

@@ -1,4 +1,4 @@
-"""The causal VAEs of Wan 2.1 and 2.2 as streams: any length in fixed memory, exact tiles."""
+"""The causal VAEs of Wan 2.1 and 2.2 as streams: any length in constant memory, exact tiles."""
 
 from .config import VAEConfig
 from .model import WanVAE, build_vae, lay_out, make_vae, vae_config

@@ -12,7 +12,7 @@ from .convolution import Cache, Chunk, Cost, RMSNorm, causal_conv3d, images, vid
 from .rect import Rect, Span
 from .runtime import Runtime
 
-ATTENTION_SCORES = 2**26  # at most in one call, since a backend may hold them all
+ATTENTION_SCORES = 2**26  # most in one call, since a backend may hold all of them
 
 
 class ResidualBlock(nn.Module):
@@ -44,7 +44,7 @@ class ResidualBlock(nn.Module):
         first, second = conv1.cost(middle, chunk, runtime), conv2.cost(out, chunk, runtime)
         output, cache = second.output, first.cache + second.cache
         shortcut = 0 if cin == cout else output
-        held = cin * frames * middle.with_halo().area + first.cache  # x and the first cache, while the second is made
+        held = cin * frames * middle.with_halo().area + first.cache  # x and the first cache, during the second
         peak = max(first.peak, held + second.peak - output, held + second.cache + output + shortcut)
         return Cost(first.work + second.work + cin * shortcut, peak, cache, output, frames)
 
@@ -54,7 +54,7 @@ class ResidualBlock(nn.Module):
         first, second = (None, None) if cache is None else (cache[:1], cache[1:])
         buffer, first = conv1.fill_buffer(x, first, middle, keep, norm1, runtime.kernels)
         h = conv1.convolve(buffer, runtime)
-        del buffer  # large, and not needed while the next one is made
+        del buffer  # large, and not needed for the next one
         buffer, second = conv2.fill_buffer(h, second, out, keep, norm2, runtime.kernels)
         del h
         h = conv2.convolve(buffer, runtime)
@@ -85,7 +85,7 @@ class Head(nn.Sequential):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention with one head over the pixels of each frame: the one layer that reads the whole frame."""
+    """Single-head self-attention over the pixels of each frame, the only layer that reads the whole frame."""
 
     def __init__(self, ops, dim: int):
         super().__init__()

@@ -1,15 +1,15 @@
 """Causal convolutions on any rectangle of the frame, and the interface that all blocks of a VAE share.
 
-A stream walks a list of blocks, and a plan adds up what they cost without running them. Every block has
+A stream runs a list of blocks, and a plan sums their costs without running them. Every block has
 
     input_rect(out)                   the Rect of its input that it needs for the Rect `out` of its output
     step(x, cache, out, keep, runtime)  (y, new cache): x (B, C, T, H, W) covers input_rect(out), y covers out
     cache_rects(out)                  the Rects that the tensors of its cache cover, in the cache's order
     cost(out, chunk, runtime)         the `Cost` per sample of the step that takes this `Chunk`
 
-A cache is None before the first frame, else a tuple of tensors. It is replaced and never changed in place, so a failed
-step can be run again. With `keep` false no step follows and the new cache is None. Time runs in order: one frame
-first, then any number of frames per step.
+A cache is None before the first frame, else a tuple of tensors. It is replaced, never changed in place, so a failed
+step can be repeated. If `keep` is false, no step follows and the new cache is None. Steps are in order of time: one
+frame first, then any number of frames per step.
 
 Follows `wan/modules/vae.py` of Wan 2.1, whose parameter names are kept.
 """
@@ -25,7 +25,7 @@ from torch import nn
 from .rect import Rect
 from .runtime import Kernels, Runtime
 
-HISTORY = 2  # frames that a convolution of temporal kernel 3 looks back
+HISTORY = 2  # earlier frames that a convolution of temporal kernel 3 reads
 
 Cache = tuple[torch.Tensor, ...] | None
 
@@ -46,7 +46,7 @@ class Chunk(NamedTuple):
 class Cost(NamedTuple):
     """The cost of one step of a block, in multiplications and in numbers of elements.
 
-    peak: elements held at the worst moment: input, output, new cache and temporaries, without the old cache. cache:
+    peak: most elements held at once: input, output, new cache and temporaries, without the old cache. cache:
     elements of the new cache. output: elements of the result. frames: frames of the result.
     """
 
@@ -75,30 +75,30 @@ class RMSNorm(nn.Module):
         F.silu(self(x, out), inplace=True)
 
     def usable(self, kernels: Kernels | None, x: torch.Tensor, cache: Cache) -> Kernels | None:
-        """Return `kernels` if they can take these tensors, else None. They have no gradient and no float64."""
+        """Return `kernels` if they support these tensors, else None. They support neither gradients nor float64."""
         if kernels is None or x.requires_grad or self.gamma.requires_grad or x.dtype.itemsize > 4:
             return None
         return kernels if all(map(kernels.accepts, (x, *(cache or ())))) else None
 
 
 class _CausalConv3d:
-    """Mixin over a namespace's 3-D convolution: no padding of its own; taps that would meet no frame are dropped."""
+    """Mixin over a namespace's 3-D convolution: no padding, and taps that meet no frame are dropped."""
 
     def _conv_forward(self, x, weight, bias, *args, **kwargs):
-        """Convolve without padding: a video, or the patches of one, as `convolve` passes them.
+        """Convolve a video, or its patches as `convolve` passes them, without padding.
 
-        Convolves in two dimensions if that is the same, which backends do faster.
+        Equivalent 2-D convolutions are used where possible, which are faster.
         """
         if x.ndim == 8:
             return multiply_patches(x, weight, bias)
         if weight[0, 0].numel() == 1:
             return videos(F.conv2d(images(x), weight[:, :, 0], bias), x.shape[0])
-        if weight.shape[3] == 1:  # along time alone: rows and columns can be one axis
+        if weight.shape[3] == 1:  # only along time: rows and columns can be one axis
             y = F.conv2d(x.flatten(3), weight.flatten(3), bias, (self.stride[0], 1))
             return y.unflatten(3, x.shape[3:])
-        if x.shape[2] < weight.shape[2]:  # a single first frame, which meets only the last temporal tap
+        if x.shape[2] < weight.shape[2]:  # a single first frame, read only by the last temporal tap
             return F.conv2d(x[:, :, -1], weight[:, :, -1], bias).unsqueeze(2)
-        # the namespace's own: the host's avoids the memory that cuDNN takes for it in half precision since torch 2.9
+        # the namespace's own: the host's avoids the memory that cuDNN uses in half precision since torch 2.9
         return super()._conv_forward(x, weight, bias, *args, **kwargs)
 
     def convolve(self, x: torch.Tensor, runtime: Runtime) -> torch.Tensor:
@@ -178,7 +178,7 @@ def padded_area(inside: Rect, pads: tuple[int, int, int, int]) -> int:
 def empty_buffer(x: torch.Tensor, frames: int, pads: tuple[int, int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return an unset tensor like x (B, C, T, H, W) for `frames` padded frames, and its view without the border.
 
-    Channels lie innermost in memory: normalisation and convolution both work along them.
+    Channels are innermost in memory: normalisation and convolution both run along them.
     """
     left, right, top, bottom = pads
     b, c, _, h, w = x.shape
@@ -206,9 +206,9 @@ def padded_copy(x: torch.Tensor, pads: tuple[int, int, int, int]) -> torch.Tenso
 
 
 def patches(x: torch.Tensor, taps: tuple[int, int, int]) -> torch.Tensor:
-    """Return the view (B, T, H, W, C, t, h, w) of all that a convolution of kernel `taps` reads of x (B, C, T, H, W).
+    """Return the view (B, T, H, W, C, t, h, w) of the inputs of a convolution of kernel `taps` on x (B, C, T, H, W).
 
-    A single frame meets one temporal tap.
+    A single frame is read by one temporal tap.
     """
     view = x.permute(0, 2, 3, 4, 1)
     for axis, size in enumerate((min(taps[0], x.shape[2]), *taps[1:]), start=1):
@@ -217,10 +217,10 @@ def patches(x: torch.Tensor, taps: tuple[int, int, int]) -> torch.Tensor:
 
 
 def multiply_patches(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Return the convolution by `weight` (O, C, t, h, w), whose `patches` x are, as one matrix product.
+    """Return the convolution of `patches` x by `weight` (O, C, t, h, w), as one matrix product.
 
-    It reads the weights as they lie in memory. A CPU's convolutions lay them out anew each time, which for few pixels
-    takes longer than the arithmetic.
+    It reads weights in their own layout. A CPU's convolutions reorder them in each call, which takes longer than the
+    arithmetic if there are few pixels.
     """
     weight = weight[:, :, -x.shape[5] :]
     if weight.stride(1) == 1:  # channels innermost

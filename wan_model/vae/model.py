@@ -41,7 +41,7 @@ class WanVAE(nn.Module):
         """Return the means (B, C, (T-1)/4 + 1, H/8, W/8; /16 for 2.2) of a video (B, 3, T, H, W), T = 4n + 1.
 
         tile: (height, width) in pixels, or None for whole frames; the result is the same to rounding. Raises
-        ValueError for other frame counts, sides that the VAE's stride does not divide, and tiles that are too small.
+        ValueError for other frame counts, sides not divisible by the VAE's stride, and tiles that are too small.
         """
         return torch.cat(list(self.encode_stream([video], tile=tile)), dim=2)
 
@@ -74,10 +74,10 @@ class WanVAE(nn.Module):
     ) -> Stream:
         """Iterate over the decoded video in time: (B, 3, 1, H, W), then (B, 3, 4, H, W) for each further latent frame.
 
-        latents: (B, C, F, H, W), or an iterable of such pieces of any lengths F, which is read as it is decoded, so
-        that it may be endless. runtime: kernels and thresholds for the device. device, dtype: where and in what to
-        compute, to which each latent frame is moved when its turn comes (default: the latent's own). park, on_step:
-        see `Stream`. Raises ValueError for a wrong channel count, pieces of different sizes, no pieces, and tiles that
+        latents: (B, C, F, H, W), or an iterable of such pieces of any lengths F, which is read lazily and may be
+        endless. runtime: kernels and thresholds for the device. device, dtype: of the computation; each latent frame is
+        moved there when it is decoded (default: the latent's own). park, on_step:
+        see `Stream`. Raise ValueError for a wrong channel count, pieces of different sizes, no pieces, and tiles that
         are too small.
         """
         whole = isinstance(latents, torch.Tensor)
@@ -105,10 +105,10 @@ class WanVAE(nn.Module):
     ) -> Stream:
         """Iterate over latents (B, C, 1, h, w) in time, of video pieces (B, 3, t, H, W) of any lengths.
 
-        runtime: kernels and thresholds for the device. device, dtype: where and in what to compute, to which each
-        chunk is moved when its turn comes (default: the first piece's own). park, on_step: see `Stream`. Raises
-        ValueError at once for no frames, a wrong channel count, sides that the VAE's stride does not divide and tiles
-        that are too small, and at the end if the frames do not number 4n + 1.
+        runtime: kernels and thresholds for the device. device, dtype: of the computation; each chunk is moved
+        there when it is encoded (default: the first piece's own). park, on_step: see `Stream`. Raises
+        ValueError at once for no frames, a wrong channel count, sides not divisible by the VAE's stride and tiles
+        that are too small, and at the end if the number of frames is not 4n + 1.
         """
         first, pieces = _peek(chunks, "The video has 0 frames, and the VAE encodes 1, 5, 9, ... (4n + 1).")
         height, width = first.shape[3:]
@@ -131,14 +131,14 @@ class WanVAE(nn.Module):
             )
 
     def decode_blocks(self) -> Blocks:
-        """Return the decoder as blocks: on whole frames, in tiles, and none after."""
+        """Return the decoder as blocks: on whole frames, then in tiles."""
         decoder, version = self.decoder, VERSIONS[self.config.version]
         blocks, last = version.decoder_blocks(decoder, self.config)
         count = version.WHOLE_FRAME_BLOCKS
         return [self.conv2, decoder.conv1, *decoder.middle, *blocks[:count]], [*blocks[count:], decoder.head, *last], []
 
     def encode_blocks(self) -> Blocks:
-        """Return the encoder as blocks: none before, in tiles, and the rest on whole frames."""
+        """Return the encoder as blocks: in tiles, then on whole frames."""
         encoder, version = self.encoder, VERSIONS[self.config.version]
         first, blocks = version.encoder_blocks(encoder, self.config)
         small = max(i for i, block in enumerate(blocks) if isinstance(block, Downsample)) + 1  # at latent resolution
@@ -148,7 +148,7 @@ class WanVAE(nn.Module):
 
 
 def _peek(pieces: Iterable[torch.Tensor], none: str) -> tuple[torch.Tensor, Iterator[torch.Tensor]]:
-    """Return the first of `pieces`, and all of them. Raises ValueError with the sentence `none` if there are none."""
+    """Return the first of `pieces`, and all of them. Raise ValueError with the message `none` if there are none."""
     pieces = iter(pieces)
     first = next(pieces, None)
     if first is None:
@@ -157,7 +157,7 @@ def _peek(pieces: Iterable[torch.Tensor], none: str) -> tuple[torch.Tensor, Iter
 
 
 def _alike(pieces: Iterable[torch.Tensor], first: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield `pieces`. Raises ValueError for one that differs from the `first` in more than its length."""
+    """Yield `pieces`. Raise ValueError for one that differs from the `first` in more than its length."""
     for piece in pieces:
         if piece.ndim != 5 or (piece.shape[:2], piece.shape[3:]) != (first.shape[:2], first.shape[3:]):
             raise ValueError(
@@ -201,9 +201,9 @@ def make_vae(config: VAEConfig, *, ops=torch.nn, dtype=None, device=None) -> Wan
 
 
 def lay_out(vae: WanVAE) -> None:
-    """Put the input channels of every convolution weight innermost in memory, where the activations have theirs.
+    """Put the input channels of every convolution weight innermost in memory, as in the activations.
 
-    A backend would otherwise copy the weight in each call. A weight that is loaded later keeps its own layout.
+    Otherwise a backend copies the weight in each call. A weight that is loaded later keeps its own layout.
     """
     for weight in vae.parameters():
         weight.data = innermost(weight.data)
@@ -218,7 +218,7 @@ def innermost(weight: torch.Tensor) -> torch.Tensor:
 def build_vae(state_dict: dict[str, torch.Tensor], *, ops=torch.nn, dtype=None, device=None) -> WanVAE:
     """Return the VAE of a checkpoint with official names, with its tensors converted to `dtype` and `device` if given.
 
-    Raises ValueError if it is not a Wan VAE, or if names are missing, unexpected or of another shape.
+    Raise ValueError if it is not a Wan VAE, or if names are missing, unexpected or of another shape.
     """
     vae = make_vae(vae_config(state_dict), ops=ops, device="meta")
     wanted = vae.state_dict()
@@ -238,7 +238,7 @@ def build_vae(state_dict: dict[str, torch.Tensor], *, ops=torch.nn, dtype=None, 
 def vae_config(state_dict: dict[str, torch.Tensor]) -> VAEConfig:
     """Infer version and sizes of a VAE from the names and shapes of its weights (official names; meta tensors will do).
 
-    Raises ValueError if they are not a Wan VAE's.
+    Raise ValueError if they are not a Wan VAE's.
     """
     names = ("encoder.conv1.weight", "decoder.conv1.weight", "decoder.head.2.weight", "conv2.weight")
     missing = [name for name in names if name not in state_dict]
@@ -257,8 +257,9 @@ def vae_config(state_dict: dict[str, torch.Tensor]) -> VAEConfig:
 
 
 def _video_channels(read: int, made: int) -> tuple[str, int, int] | None:
-    """Return version, channels and upscaling of a VAE whose convolutions read and make so many, None if none does."""
+    """Return version, channels and upscaling of a VAE by the channels that its first convolution reads and its last
+    makes, or None."""
     if read == made == 12:
         return "2.2", 3, 1
-    upscale = {read: 1, 4 * read: 2}.get(made)  # the decoder that upscales makes 2x2 pixels of one
+    upscale = {read: 1, 4 * read: 2}.get(made)  # an upscaling decoder makes 2x2 pixels from one
     return None if upscale is None or read not in (3, 4) else ("2.1", read, upscale)

@@ -18,7 +18,7 @@ def plan_decode(
 ) -> TilePlan:
     """Return the plan of decoding a latent (B, C, F, H, W) in tiles of (height, width) pixels, None for whole frames.
 
-    F is None if the length is not known before the end. itemsize: bytes in a number, or the dtype. Raises ValueError
+    F is None if the length is not known before the end. itemsize: bytes in a number, or the dtype. Raise ValueError
     if the tile is too small.
     """
     return decode_plan(_weightless(config), latent_shape, tile, _bytes(itemsize), runtime)
@@ -29,7 +29,7 @@ def plan_encode(
 ) -> TilePlan:
     """Return the plan of encoding a video (B, C, T, H, W) in tiles of (height, width) pixels, None for whole frames.
 
-    T is None if the length is not known before the end. itemsize: bytes in a number, or the dtype. Raises ValueError
+    T is None if the length is not known before the end. itemsize: bytes in a number, or the dtype. Raise ValueError
     if the tile is too small.
     """
     return encode_plan(_weightless(config), video_shape, tile, _bytes(itemsize), runtime)
@@ -44,7 +44,7 @@ def fit_decode(
 ) -> Tile:
     """Return the largest tile whose peak memory fits the budget, None for whole frames, the smallest if none fits.
 
-    The caches of waiting tiles (`TilePlan.parked_bytes`) are taken to be parked elsewhere.
+    The caches of waiting tiles (`TilePlan.parked_bytes`) are assumed to be parked elsewhere.
     """
     stride = config.decoded_stride
     frame = latent_shape[3] * stride, latent_shape[4] * stride
@@ -75,7 +75,7 @@ def _fit(frame: tuple[int, int], stride: int, budget: int, plan: Callable[[Tile]
 
 
 def _ever_smaller(frame: tuple[int, int], stride: int) -> Iterator[Tile]:
-    """Yield whole frames, then tiles with one cut more at a time, always across the longer side."""
+    """Yield None for whole frames, then tiles with one more cut each time, across the longer side."""
     yield None
     rows = cols = 1
     while True:

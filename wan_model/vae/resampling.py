@@ -24,13 +24,13 @@ from .runtime import Runtime
 class _UpsampledConv2d:
     """Mixin over a namespace's 2-D convolution: a 3x3 convolution of the nearest-neighbour upsampled input.
 
-    Each of the four pixels made from one sees only 2x2 different pixels, so four 2x2 convolutions of the small input
-    give the same result with 4/9 of the work and without the large input. Summing the weights for them costs as much
-    for a few pixels as for many, so for few it does not pay.
+    Each of the four pixels made from one reads only 2x2 different pixels, so four 2x2 convolutions of the small input
+    give the same result with 4/9 of the work and without the large input. Summing the weights for them has a fixed
+    cost, which does not pay off for few pixels.
     """
 
     def convolve(self, x: torch.Tensor, runtime: Runtime) -> torch.Tensor:
-        """Return (N, cout, 2 H - 2, 2 W - 2) of x (N, C, H, W): every output whose inputs are all there."""
+        """Return (N, cout, 2 H - 2, 2 W - 2) of x (N, C, H, W): every output with all inputs present."""
         if folds(x.shape[0] * x.shape[2] * x.shape[3], runtime):
             return self(x)
         return self(F.interpolate(x, scale_factor=2, mode="nearest").unsqueeze(2)).squeeze(2)
@@ -45,7 +45,7 @@ class _UpsampledConv2d:
 
 
 def folds(pixels: int, runtime: Runtime) -> bool:
-    """Return whether summing the weights pays for an input of so many pixels, all frames and borders included."""
+    """Return whether summing the weights pays off for an input of so many pixels, all frames and borders included."""
     return pixels >= runtime.fold_pixels
 
 
@@ -92,7 +92,7 @@ class Upsample(nn.Module):
         whole, output = cin * pixels, cout * frames * _upsampled_rect(source, out).area
         if folds(pixels, runtime):
             work, weight = 4 * cin * output, cin * cout
-            # the weights summed over columns, 12 taps, stand beside the whole sums, 16; the result is laid out anew
+            # the weights summed over columns, 12 taps, beside the full sums, 16; the result is copied to another layout
             temporary = max(28 * weight, 16 * weight + output, 2 * output)
         else:
             work, temporary = 9 * cin * output, 4 * whole + output
@@ -101,7 +101,7 @@ class Upsample(nn.Module):
 
     def step(self, x: torch.Tensor, cache: Cache, out: Rect, keep: bool, runtime: Runtime):
         source = self.input_rect(out)
-        if self.time_conv is None or cache is None:  # a first frame stays one frame, and later ones do not see it
+        if self.time_conv is None or cache is None:  # a first frame stays one frame, and later ones do not read it
             cache = () if self.time_conv is None else (x[:, :, :0].clone(),)
             whole = padded_copy(x, out.padding())
         else:
@@ -115,7 +115,7 @@ class Upsample(nn.Module):
 
 
 def _upsampled_rect(source: Rect, out: Rect) -> Rect:
-    """Return what the convolution makes of `source` with its zeros: `out`, and up to a pixel more on each side."""
+    """Return the output of the convolution for the padded `source`: `out` and up to one more pixel on each side."""
     left, right, top, bottom = out.padding()
     rows = Span(2 * (source.rows.lo - top) + 1, 2 * (source.rows.hi + bottom) - 1, out.rows.size)
     cols = Span(2 * (source.cols.lo - left) + 1, 2 * (source.cols.hi + right) - 1, out.cols.size)
@@ -161,6 +161,6 @@ class Downsample(nn.Module):
 
 
 def _far_padding(out: Rect) -> tuple[int, int, int, int]:
-    """Return the zeros left, right, above and below a convolution of stride 2: at the frame's far ends alone."""
+    """Return the zeros left, right, above and below a convolution of stride 2: only at the frame's far ends."""
     _, right, _, bottom = out.padding()
     return 0, right, 0, bottom

@@ -1,4 +1,4 @@
-"""Choices of the caller about how a VAE runs; each gives the same result to rounding."""
+"""Choices of the caller about how a VAE runs; all give the same result up to rounding."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Kernels(NamedTuple):
-    """Fused kernels in the place of torch's operations.
+    """Fused kernels in place of torch's operations.
 
     activate(x, cache, gamma, buffer, history, top, left): write RMSNorm and SiLU of x into the padded `buffer`, as
     `triton_kernels.activate` does. accepts(x): whether `activate` can read a tensor laid out as x.
@@ -22,8 +22,8 @@ class Kernels(NamedTuple):
 class Runtime:
     """Kernels and thresholds for one kind of device.
 
-    product_pixels: a 3x3x3 convolution of at most so many output pixels per sample is one matrix product.
-    fold_pixels: from so many input pixels on, upsampling and its convolution are four small convolutions. subchunk:
+    product_pixels: a 3x3x3 convolution of at most this many output pixels per sample is one matrix product.
+    fold_pixels: from this many input pixels on, upsampling and its convolution are four small convolutions. subchunk:
     frames that pass the layers after the last temporal upsampling together; fewer take less memory.
     """
 

@@ -1,8 +1,8 @@
-"""Encoding and decoding in the order of time and in fixed memory: whole-frame layers, then tiles, or the reverse.
+"""Encoding and decoding in order of time and in constant memory: whole-frame layers, then tiles, or the reverse.
 
 A window is a few latent frames. Within it the blocks of `before` run on whole frames, then each tile runs through all
-the window's frames while its caches are at hand, then the blocks of `after` run on whole frames. Between windows the
-tiles' caches wait on the `park` device. Only the layers' causal caches pass from one window to the next, so the
+the window's frames while its caches are on the device, then the blocks of `after` run on whole frames. Between windows
+the tiles' caches wait on the `park` device. Only the layers' causal caches pass from one window to the next, so the
 memory does not depend on how long the video is.
 """
 
@@ -20,13 +20,13 @@ OnStep = Callable[[float, int | None], None]
 class Stream:
     """Iterator over finished chunks of time.
 
-    An exception from a layer (out of memory), from bringing a chunk to the device or from `on_step` (cancelled) leaves
-    it where it was: the next `next()` goes on from the block that failed, and `split()` first makes every tile smaller.
-    No finished work is lost or done twice.
+    After an exception from a layer (out of memory), from moving a chunk to the device or from `on_step` (cancelled),
+    the next `next()` continues from the block that failed; `split()` before it makes every tile smaller. No finished
+    work is lost or repeated.
 
-    sources: chunks of time for the first blocks, moved to `device` and `dtype` (default: their own) when their turn
-    comes. park: where the caches of waiting tiles wait (default: where they are). look_ahead: whether the next chunk is
-    awaited before one is run, so that the last leaves no caches. on_step(done, total) is called after each latent frame
+    sources: chunks of time for the first blocks, moved to `device` and `dtype` (default: their own) when they are
+    run. park: device for the caches of waiting tiles (default: where they are). look_ahead: whether to fetch the next
+    chunk before one is run, so that the last leaves no caches. on_step(done, total) is called after each latent frame
     of each tile, in latent frames; total is None while the length is not known.
     """
 
@@ -52,8 +52,8 @@ class Stream:
         self._before = TileRun(before, block_rects(tiled, frame)[0], plan.runtime)
         self._after = TileRun(after, frame, plan.runtime)
         self._filled, self._exhausted = False, False
-        self._middle: list[torch.Tensor | None] = []  # what the tiles read in this window
-        self._output: list[torch.Tensor] = []  # what they made
+        self._middle: list[torch.Tensor | None] = []  # inputs of the tiles in this window
+        self._output: list[torch.Tensor] = []  # their outputs
         self._ready: deque[torch.Tensor] = deque()
         self._done = 0.0
 
@@ -72,9 +72,9 @@ class Stream:
         return self._ready.popleft()
 
     def split(self, park: torch.device | str | None = None) -> None:
-        """Halve every tile along its longer side, at the point that it has reached.
+        """Halve every tile along its longer side, at its current progress.
 
-        park: where caches wait from now on; they are cut there, which takes no memory of another device. Raises
+        park: device for caches from now on; they are cut there, without memory of another device. Raises
         ValueError if no tile can be halved.
         """
         unit, stride = self.grid.unit, self.grid.stride
@@ -118,7 +118,7 @@ class Stream:
         return True
 
     def _park(self, run: TileRun) -> None:
-        """Park the caches of a run that has done its part of the window."""
+        """Park the caches of a run that has finished its part of the window."""
         if run is self._before or len(self._tiles) > 1:
             run.move_caches(self.park)
 
@@ -190,7 +190,7 @@ class Regroup:
         return whole[:, :, :want]
 
     def _count(self) -> int:
-        """Frames that wait for the next chunk."""
+        """Frames waiting for the next chunk."""
         return sum(piece.shape[2] for piece in self._held)
 
     def _end(self) -> None:

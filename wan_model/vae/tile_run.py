@@ -1,4 +1,4 @@
-"""A list of blocks run on one rectangle of the frame, one chunk of time after another, stoppable after every block."""
+"""A list of blocks run on one rectangle of the frame, chunk by chunk in time, interruptible after every block."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from .vae22 import Fork, Join
 
 
 def block_rects(blocks: Sequence, out: Rect) -> list[Rect]:
-    """Return the input rectangle of each block, and last the output's, where the result is wanted on `out` alone."""
+    """Return the input rectangle of each block, and last that of the output, for the result on `out`."""
     rects = [out]
     for block in reversed(blocks):
         rects.append(block.input_rect(rects[-1]))
@@ -20,7 +20,7 @@ def block_rects(blocks: Sequence, out: Rect) -> list[Rect]:
 
 
 def after_last_doubling(blocks: Sequence) -> int:
-    """Return the index from which on no block changes the number of frames, or 0 where none doubles it."""
+    """Return the index from which no block changes the number of frames, or 0 if none doubles it."""
     doubling = [i for i, block in enumerate(blocks) if isinstance(block, Upsample) and block.time_conv is not None]
     if not doubling:
         return 0
@@ -31,8 +31,8 @@ def after_last_doubling(blocks: Sequence) -> int:
 class TileRun:
     """The run of `blocks` on one rectangle: its caches, and the chunk in progress.
 
-    An exception inside a block leaves the run at that block's start, so `run` can be called again; `cut` can move the
-    unfinished work to smaller rectangles.
+    After an exception inside a block, `run` can be called again and resumes at that block; `cut` moves the unfinished
+    work to smaller rectangles.
     """
 
     def __init__(self, blocks: Sequence, out: Rect, runtime: Runtime):
@@ -60,7 +60,7 @@ class TileRun:
 
     def _reset(self) -> None:
         self._at, self._x, self._skip, self._last = 0, None, None, False
-        self._subchunks: tuple[torch.Tensor, ...] = ()  # of this chunk, which wait before the block `split_at`
+        self._subchunks: tuple[torch.Tensor, ...] = ()  # of this chunk, waiting before the block `split_at`
         self.emitted = 0  # frames of this chunk that are finished
 
     def start(self, x: torch.Tensor, last: bool) -> None:
@@ -70,7 +70,7 @@ class TileRun:
     def run(self) -> torch.Tensor:
         """Run the chunk, or its next subchunk, through the blocks; return (B, C, t, H, W) on `output_rect`.
 
-        `advance` then lets go of it.
+        `advance` then releases it.
         """
         while self._at < len(self.blocks):
             if self._at == self.split_at > 0 and self._x.shape[2] > self.runtime.subchunk:
@@ -98,7 +98,7 @@ class TileRun:
         return sum(subchunk.shape[2] for subchunk in self._subchunks)
 
     def advance(self) -> None:
-        """Go on to the next subchunk, or count the chunk as finished."""
+        """Continue with the next subchunk, or count the chunk as finished."""
         if self._subchunks:
             self.emitted += self._x.shape[2]
             self._x, *subchunks = self._subchunks
@@ -108,7 +108,7 @@ class TileRun:
             self.finished += 1
 
     def cut(self, outs: Sequence[Rect]) -> list["TileRun"]:
-        """Return runs that go on from here on the rectangles `outs`, which are inside this one's."""
+        """Return runs that continue from here on the rectangles `outs` inside this one's."""
         return [self._cut_to(out) for out in outs]
 
     def _cut_to(self, out: Rect) -> "TileRun":

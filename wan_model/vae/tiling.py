@@ -1,4 +1,4 @@
-"""How a frame is cut into tiles, and what that costs in work and memory: arithmetic only, nothing is run."""
+"""Cutting a frame into tiles, and its cost in work and memory: arithmetic only, nothing is run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ from .tile_run import after_last_doubling, block_rects
 from .vae22 import Fork, Join
 
 LONG_WINDOW = 21  # latent frames per window of a tiled stream: the models' native clip of 81 frames
-MIN_TILE = 32  # pixels a side; in smaller tiles nearly all is halo
+MIN_TILE = 32  # pixels per side; smaller tiles are mostly halo
 
 Blocks = tuple[Sequence, Sequence, Sequence]  # on whole frames, in tiles, on whole frames
 
 
 class RunCost(NamedTuple):
-    """The cost of one chunk of a clip on its way through a list of blocks, in multiplications and elements held.
+    """The cost of one chunk of a clip through a list of blocks, in multiplications and elements.
 
-    peak: held at the worst moment, caches and the chunk itself included. cache: all caches after it. output: its
+    peak: most elements held at once, caches and the chunk itself included. cache: all caches after it. output: its
     result.
     """
 
@@ -36,7 +36,7 @@ RunCosts = Sequence[RunCost]  # of a clip's first chunks
 
 @dataclass(frozen=True)
 class Grid:
-    """The tiles of a frame: spans of rows and of columns, in pixels of what the tiled blocks make.
+    """The tiles of a frame: spans of rows and of columns, in pixels of the output of the tiled blocks.
 
     unit, stride: the side of one latent pixel, in those pixels and in pixels of video.
     """
@@ -65,11 +65,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class TilePlan:
-    """How one encode or decode is cut up, and what that costs.
+    """How one encode or decode is tiled, and its cost.
 
     halo: the most latent pixels that a tile reads beyond its core (left, right, above, below). window: latent frames
     that each tile runs through at a time. peak_bytes: the most memory held on the compute device, without weights.
-    parked_bytes: tiles' caches that wait between windows, held there too unless parked elsewhere.
+    parked_bytes: tiles' caches that wait between windows, also held there unless parked elsewhere.
     """
 
     grid: Grid
@@ -121,16 +121,16 @@ class TilePlan:
 
 
 def clip_chunks(frames: int, length: int | None) -> tuple[Chunk, ...]:
-    """Return the chunks of a clip of `length` latent frames that differ in cost: from the third on, only the last does.
+    """Return the chunks of a clip of `length` latent frames that differ in cost: the first two and the last.
 
-    frames: in each chunk but the first. length: None if it is not known, and taken to be long.
+    frames: in each chunk but the first. length: None if it is not known; it is assumed to be long.
     """
     count = 4 if length is None else min(max(length, 1), 4)
     return tuple(Chunk(frames if k else 1, first=k == 0, last=k == count - 1) for k in range(count))
 
 
 def run_costs(blocks: Sequence, out: Rect, chunks: Sequence[Chunk], runtime: Runtime) -> RunCosts:
-    """Return the cost of each of `chunks`, the first of a clip, on its way through `blocks`."""
+    """Return the cost of each of `chunks`, the first ones of a clip, through `blocks`."""
     costs, caches = [], [0] * len(blocks)
     rects = block_rects(blocks, out)
     for chunk in chunks:
@@ -200,20 +200,20 @@ def _largest(grid: Grid, inputs: tuple[list[Span], list[Span]]) -> Rect:
 
 
 def _in_window(output: Sequence[int], window: int, on: bool) -> int:
-    """Return the elements of `window` results; the first, which is smaller, counts if no other window follows."""
+    """Return the elements of `window` results, the smaller first one included if no other window follows."""
     return (window - 1) * output[-1] + output[-1 if on else 0]
 
 
 def _peak(first: RunCosts, tile: RunCosts, last: RunCosts, middle: int, output: int) -> int:
-    """Return the most elements held where several tiles take turns: one of them has its caches there."""
+    """Return the most elements held if several tiles take turns; only one has its caches on the device."""
     most = [max(cost.peak for cost in costs) for costs in (first, tile, last)]
     return max(middle + most[0], middle + output + most[1], output + most[2])
 
 
 def _peak_alone(first: RunCosts, tile: RunCosts, last: RunCosts, middle: int, output: int) -> int:
-    """Return the most elements held where whole frames go one by one, with all caches there."""
+    """Return the most elements held if whole frames run one by one, with all caches on the device."""
     none = RunCost(0, 0, 0, 0)
-    output = output if len(tile) > 1 else 0  # a first frame is put nowhere before it is whole
+    output = output if len(tile) > 1 else 0  # a single first chunk is not buffered
     moments = []
     for k, (a, b, c) in enumerate(zip(first, tile, last, strict=True)):
         b_before, c_before = (tile[k - 1], last[k - 1]) if k else (none, none)
@@ -226,7 +226,7 @@ def _peak_alone(first: RunCosts, tile: RunCosts, last: RunCosts, middle: int, ou
 
 
 def _halo(grid: Grid, inputs: tuple[list[Span], list[Span]], whole_in: Rect) -> tuple[int, int, int, int]:
-    """Return how far the tiles read beyond their cores, at most, in latent pixels."""
+    """Return the largest halo of the tiles in latent pixels."""
     scale = whole_in.rows.size / grid.frame.rows.size * grid.unit  # input pixels in one latent pixel
     sides = []
     for cores, reads in ((grid.cols, inputs[1]), (grid.rows, inputs[0])):
@@ -239,7 +239,7 @@ def _halo(grid: Grid, inputs: tuple[list[Span], list[Span]], whole_in: Rect) -> 
 def tile_grid(height: int, width: int, tile: tuple[int, int] | None, unit: int, stride: int) -> Grid:
     """Cut a frame of height x width latent pixels into tiles of at most `tile` (height, width) pixels of video.
 
-    tile: None for whole frames. unit, stride: as in `Grid`. Raises ValueError if the tile is too small.
+    tile: None for whole frames. unit, stride: as in `Grid`. Raise ValueError if the tile is too small.
     """
     if tile is not None and min(tile) < MIN_TILE:
         raise ValueError(

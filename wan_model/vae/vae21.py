@@ -7,7 +7,7 @@ from .config import VAEConfig
 from .resampling import Downsample, Upsample
 
 WIDTHS = (1, 2, 4, 4)  # channels of each stage, in base widths
-WHOLE_FRAME_BLOCKS = 3  # of the decoder's stages: in tiles their halo would cost more than their memory
+WHOLE_FRAME_BLOCKS = 3  # of the decoder's stages: the halo in tiles would cost more than their memory is worth
 DOWN_TIME = (False, True, True)  # whether the downsampling after a stage also halves time
 
 

@@ -52,7 +52,7 @@ class DuplicateUp(nn.Module):
         A first frame stays one.
 
         Output channel o in phase p (of 4 or 8 pixels and frames made from one) is input channel
-        (o phases + p) // repeats, which is a slice of the channels for each phase: nothing is built but the sum.
+        (o phases + p) // repeats, which is a slice of the channels for each phase: so only the sum is allocated.
         """
         y = y.clone()
         source, phases = self.input_rect(out), 4 * self.time
@@ -77,7 +77,7 @@ def _phase(out: Span, source: Span, phase: int) -> tuple[slice, slice]:
 
 
 class Fork(Pointwise):
-    """Marks where a stage's shortcut leaves."""
+    """Marks where a stage's shortcut branches off."""
 
 
 class Join(Pointwise):

@@ -19,12 +19,12 @@ NAMES_IN_METADATA = ("ss_output_name", "modelspec.title", "general.name")  # of 
 class Preset:
     """How to sample one family of distilled files.
 
-    name: as a widget lists it. about: one sentence for the person. patterns: regular expressions that must all be found
+    name: as a widget lists it. about: one sentence for the user. patterns: regular expressions that must all be found
     in the lower-case names of a model and its LoRAs; without any the preset is only chosen by hand. header: keys of the
     `transformer` entry of a safetensors header's `config`, any of which tells the family. solver: a key of
     `solvers.SAMPLERS`. steps, shift: of the schedule. timesteps: the authors' own list, 1000 to 0, where it is not
     their equal steps under `shift`. guidance: (high noise, low noise); a single model takes the first. source: where
-    these values stand.
+    these values are published.
     """
 
     name: str
@@ -57,7 +57,7 @@ def trig_timesteps(sigma_max: float, angles: tuple[float, ...] = (1.5, 1.4, 1.0)
 DMD_STEPS = (1000.0, 757.0, 522.0)
 ANY_DISTILLED = r"lightx2v|lightning|distill|(?<!\d)4[-_ ]?steps?(?![a-z])"
 
-# The first that fits counts: a family before what it is made with.
+# The first match counts: a family before the method that it is distilled with.
 PRESETS = (
     Preset(
         name="animate2 distilled",
@@ -201,7 +201,7 @@ BY_NAME = {preset.name: preset for preset in PRESETS}
 
 
 def recognise(file_name: str, metadata: Mapping[str, str] | None = None) -> Preset | None:
-    """Return the preset of the distilled file `file_name`, or None where nothing tells that it is one.
+    """Return the preset of the distilled file `file_name`, or None if it is not known to be one.
 
     file_name: of a model or a LoRA, or several, one a line, that work together. metadata: of a safetensors or GGUF
     header. A number of steps in the name ("8steps") replaces that of a preset whose schedule is in equal steps.
@@ -217,7 +217,7 @@ def recognise(file_name: str, metadata: Mapping[str, str] | None = None) -> Pres
 
 
 def _transformer(metadata: Mapping[str, str]) -> dict:
-    """The `transformer` entry of the header's `config`, empty where there is none that can be read."""
+    """Return the `transformer` entry of the header's `config`, empty if there is none that can be read."""
     try:
         config = json.loads(metadata.get("config", "{}"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The two families of latents: what a Wan VAE makes and the models that sample it.
+"""The two families of latents, each with its VAE and the models that sample it.
 
 Sources: `wan/modules/vae.py` of Wan 2.1 and `vae2_2.py` of Wan 2.2 (statistics), `wan/configs/*.py` (frame rates).
 """
@@ -11,9 +11,9 @@ TIME_STRIDE = 4  # video frames in one latent frame, after the first
 
 @dataclass(frozen=True)
 class Family:
-    """What all models of one VAE share.
+    """The properties that all models of one VAE share.
 
-    title: the models, as people call them. vae: version of the VAE; vae_file: the file that ComfyUI's users have.
+    title: the models, as people call them. vae: version of the VAE; vae_file: its usual file name in ComfyUI.
     stride: pixels of video in a latent pixel, along height and width. frame_rate: of the training clips.
     holds_frames: whether given first frames are held in the latent itself, at timestep 0, instead of conditioned on.
     mean, std: of each latent channel; a model sees (mu - mean) / std.

@@ -22,14 +22,14 @@ UNPICKLING_ERRORS = (
     *(AssertionError, ArithmeticError, ImportError, OSError, struct.error),
 )
 ALLOWED = getattr(torch.serialization, "safe_globals", contextlib.nullcontext)  # torch 2.4 has none
-MAX_DEPTH = 8  # dictionaries in dictionaries; trainers nest three
+MAX_DEPTH = 8  # nested dictionaries; trainers nest three
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a PyTorch archive, memory-mapped.
 
-    Its pickle can run no code; of other objects only the arguments that argparse made are allowed, and dropped.
-    Raises CheckpointError for a damaged archive, for one that asks for more, and for one without named tensors.
+    Its pickle cannot run code. Besides tensors only argparse namespaces are allowed; they are dropped.
+    Raise CheckpointError for a damaged archive, for one with other objects, and for one without named tensors.
     """
     check_archive(path)
     if path.suffix.lower() == ".safetensors":  # newer versions of torch.load go by this ending

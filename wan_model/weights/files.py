@@ -22,7 +22,7 @@ PART = re.compile(r"-(?P<number>\d+)-of-(?P<count>\d{1,5})(?P<ending>\.\w+)$")
 
 
 class File(NamedTuple):
-    """One file with its header read: tensors without values (markers with), texts, a GGUF's format, how to read on."""
+    """One file with its header read: meta tensors (markers with values), texts, a GGUF's format, a function to load."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
@@ -31,9 +31,9 @@ class File(NamedTuple):
 
 
 def parts(path: str | PathLike) -> list[Path]:
-    """The files that `path` stands for: all parts of a model in parts, such as x-00001-of-00006.safetensors.
+    """Return the files that `path` stands for: all parts of a model in parts, such as x-00001-of-00006.safetensors.
 
-    Raises CheckpointError where one of them is missing.
+    Raise CheckpointError if one of them is missing.
     """
     path = Path(path)
     part = PART.search(path.name)
@@ -51,9 +51,9 @@ def parts(path: str | PathLike) -> list[Path]:
 
 
 def read(path: str | PathLike) -> dict[str, Tensor | ggml.Packed]:
-    """The tensors of a weights file, or of a model in parts, by their names in the file, memory-mapped.
+    """Return the tensors of a weights file, or of a model in parts, by their names in the file, memory-mapped.
 
-    Raises CheckpointError for a file that is missing or damaged or is no weights file.
+    Raise CheckpointError for a file that is missing or damaged or is no weights file.
     """
     return read_on(open_files(path))
 
@@ -68,7 +68,7 @@ def open_files(path: str | PathLike) -> dict[Path, File]:
 
 
 def merged(files: Mapping[Path, File]) -> tuple[dict[str, Tensor], dict[str, str], str | None]:
-    """The tensors, texts and packed format in the headers of all parts."""
+    """Return the tensors, texts and packed format in the headers of all parts."""
     tensors, metadata = {}, {}
     for part, file in files.items():
         _merge(tensors, file.tensors, part)
@@ -77,7 +77,7 @@ def merged(files: Mapping[Path, File]) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def read_on(files: Mapping[Path, File]) -> dict[str, Tensor | ggml.Packed]:
-    """The tensors of parts whose headers are read."""
+    """Return the tensors of parts whose headers are read."""
     tensors = {}
     for part, file in files.items():
         _merge(tensors, file.read(), part)
@@ -118,7 +118,7 @@ def _open_safetensors(path: Path) -> File:
         except SafetensorError as error:
             raise corrupt(path, str(error)) from None
 
-    markers = [name for name in header.tensors if name.endswith(MARKER)]  # a few bytes each: what the weights are
+    markers = [name for name in header.tensors if name.endswith(MARKER)]  # a few bytes each
     tensors = header.tensors | (read_tensors(markers) if markers else {})
     return File(tensors, header.metadata, None, read_tensors)
 

@@ -1,4 +1,4 @@
-"""Projections that a file keeps in one tensor and the models in three."""
+"""Fused q, k and v projections, split into the three that the models have."""
 
 import re
 from collections.abc import Mapping

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 AT_ONCE = 2**24  # values that are unpacked at a time
-WORKSPACE = 12 * AT_ONCE  # bytes that this takes: three copies in float32
+WORKSPACE = 12 * AT_ONCE  # bytes used for it: three copies in float32
 
 
 class Format(NamedTuple):
@@ -31,9 +31,9 @@ class Packed(NamedTuple):
 
 
 def unpack(packed: Packed, dtype: torch.dtype) -> Tensor:
-    """The values (rows, columns) of a packed weight in `dtype`, on its device.
+    """Return the values (rows, columns) of a packed weight in `dtype`, on its device.
 
-    Few rows at a time, since decoding takes some float32 copies of what it makes.
+    A few rows at a time, since decoding makes temporary float32 copies.
     """
     layout = FORMATS[packed.kind]
     rows, columns = len(packed.data), packed.data[0].numel() // layout.size * layout.values
@@ -45,7 +45,7 @@ def unpack(packed: Packed, dtype: torch.dtype) -> Tensor:
 
 
 def _half(blocks: Tensor, start: int) -> Tensor:
-    """The float16 at byte `start` of each block, as float32 (n, 1)."""
+    """Return the float16 at byte `start` of each block, as float32 (n, 1)."""
     return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
 
 
@@ -56,7 +56,7 @@ def _split(data: Tensor, bits: int) -> Tensor:
 
 
 def _fifth_bits(blocks: Tensor, start: int) -> Tensor:
-    """The 32 single bits from byte `start` on: (n, 32)."""
+    """Return the 32 single bits from byte `start` on: (n, 32)."""
     return _split(blocks[:, start : start + 4], 1).transpose(1, 2).flatten(1)  # (n, 4 bytes, 8 bits) -> (n, 32)
 
 
@@ -83,7 +83,7 @@ def _q8_0(blocks):
 
 
 def _scaled(values: Tensor, scales: Tensor) -> Tensor:
-    """(n, 256) values times one of the scales (n, 8 or 16) for each run of 32 or 16 of them."""
+    """Return values (n, 256), each run of 32 or 16 multiplied by its scale (n, 8 or 16)."""
     return (values.float().unflatten(1, (scales.shape[1], -1)) * scales.unsqueeze(-1)).flatten(1)  # (n, s, 256 / s)
 
 

@@ -1,4 +1,4 @@
-"""The header of a GGUF file, read with bounds: no memory is taken on its word beyond the bytes that are there.
+"""The header of a GGUF file, read defensively: no size in it is trusted beyond the bytes that are there.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (magic, version, counts, key-value pairs, tensor
 infos, aligned data). Versions 2 and 3, little-endian.
@@ -26,7 +26,7 @@ STRING, ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: its shape in torch's order, ggml_type, first byte in the file and number of bytes."""
+    """Where a tensor is: its shape in torch's order, ggml_type, first byte in the file and number of bytes."""
 
     shape: tuple[int, ...]
     kind: int
@@ -60,10 +60,10 @@ class GGUFHeader:
 
 
 def read_gguf_header(path: Path) -> GGUFHeader:
-    """The checked header of the GGUF file `path`.
+    """Return the checked header of the GGUF file `path`.
 
     Every format is known, every shape fills whole blocks, and no tensor overlaps another or ends outside the file.
-    Raises CheckpointError otherwise.
+    Raise CheckpointError otherwise.
     """
     size = path.stat().st_size
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -138,16 +138,16 @@ class _Reader:
     def info(self) -> tuple[tuple[int, ...], int, int]:
         dims = self.number("I")
         if dims > MAX_DIMS:
-            raise corrupt(self.path, f"a tensor in its header has {dims} sides")
+            raise corrupt(self.path, f"a tensor in its header has {dims} dimensions")
         sides = [self.number("Q") for _ in range(dims)]
-        return tuple(reversed(sides)), self.number("I"), self.number("Q")  # ggml counts the sides from the innermost
+        return tuple(reversed(sides)), self.number("I"), self.number("Q")  # ggml lists the innermost dimension first
 
 
 def _place(path: Path, name: str, info: tuple, start: int, alignment: int) -> Place:
     shape, kind, offset = info
     count = math.prod(shape)
     if 0 in shape or count >= 2**48:
-        raise corrupt(path, f"tensor {name[:80]!r} has the sides {str(list(shape))[:80]}")
+        raise corrupt(path, f"tensor {name[:80]!r} has the shape {str(list(shape))[:80]}")
     if offset % alignment:
         raise corrupt(path, f"tensor {name[:80]!r} starts at byte {offset}, no multiple of {alignment}")
     if kind in ggml.PLAIN:
@@ -177,23 +177,23 @@ def _check_places(path: Path, places: Mapping[str, Place], size: int) -> None:
 
 
 def _original_shapes(path: Path, places: dict[str, Place], fields: Mapping[str, object]) -> dict[str, Place]:
-    """Convolutions get back the sides that GGUF, which has four, cannot say (`comfy.gguf.orig_shape.*`)."""
+    """GGUF stores at most four dimensions; restore 5-D convolution weights from `comfy.gguf.orig_shape.*`."""
     restored = {}
     for name, place in places.items():
         shape = fields.get(f"comfy.gguf.orig_shape.{name}")
         if shape is not None:
             valid = isinstance(shape, list) and len(shape) <= MAX_DIMS and all(type(side) is int for side in shape)
             if not valid or min(shape, default=0) < 1 or math.prod(shape) != math.prod(place.shape):
-                raise corrupt(path, f"tensor {name[:80]!r} of shape {place.shape} is said to be {str(shape)[:80]}")
+                raise corrupt(path, f"tensor {name[:80]!r} of shape {place.shape} is declared as {str(shape)[:80]}")
             place = Place(tuple(shape), place.kind, place.start, place.size)
         restored[name] = place
     return restored
 
 
 def read_gguf(path: Path, places: Mapping[str, Place]) -> dict[str, Tensor | ggml.Packed]:
-    """The tensors at `places` of the file `path`, memory-mapped.
+    """Return the tensors at `places` of the file `path`, memory-mapped.
 
-    A packed weight of two sides stays packed, any other (a convolution, a norm: all small) is unpacked to float32.
+    A packed 2-D weight stays packed. Others (convolutions, norms) are small and unpacked to float32.
     """
     content = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
     tensors = {}

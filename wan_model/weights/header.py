@@ -1,4 +1,4 @@
-"""What a weights file says about itself, read with bounds: no memory is taken and no code is run on its word.
+"""The header of a weights file, read defensively: no size in it is trusted and no code is run.
 
 Format: https://github.com/huggingface/safetensors (8 bytes of header length, JSON, data).
 """
@@ -35,7 +35,7 @@ DTYPES = {
 }
 if hasattr(torch, "float8_e8m0fnu"):  # torch 2.7: the scales of mxfp8
     DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
-NOT_WEIGHTS = (  # how other files start that people save under a checkpoint's name
+NOT_WEIGHTS = (  # first bytes of other files that people save under a checkpoint's name
     (b"version https://git-lfs", "a git-lfs pointer and not the weights: download the file itself"),
     (b"<", "a web page and not weights: download the file again, logged in if its site asks for that"),
     (b"{", "a JSON text and not weights: choose the .safetensors or .pth file beside it"),
@@ -56,9 +56,9 @@ class Header:
 
 
 def file_format(path: Path) -> str:
-    """What `path` is: "torch" (a PyTorch archive), "gguf" or "safetensors" with a plausible header length.
+    """Return the format of a file: "torch" (a PyTorch archive), "gguf" or "safetensors".
 
-    Raises CheckpointError for a missing file and for anything else, named as what it is.
+    Raise CheckpointError if the file is missing, or of another format, which the message names.
     """
     head, size = _read(path, 0, 32), path.stat().st_size
     if head.startswith(b"PK\x03\x04"):
@@ -79,10 +79,10 @@ def file_format(path: Path) -> str:
 
 
 def read_header(path: Path) -> Header:
-    """The checked header of a safetensors file, which `file_format` has found it to be.
+    """Return the header of a safetensors file (see `file_format`), checked.
 
     Every dtype is known, every shape fills its bytes, and the tensors cover the rest of the file without gap or
-    overlap. Raises CheckpointError otherwise.
+    overlap. Raise CheckpointError otherwise.
     """
     size = path.stat().st_size
     length = struct.unpack("<Q", _read(path, 0, 8))[0]
@@ -103,7 +103,7 @@ def read_header(path: Path) -> Header:
 def check_archive(path: Path) -> None:
     """Check that a PyTorch archive stores its members uncompressed and within the file, so that it cannot expand.
 
-    Raises CheckpointError otherwise.
+    Raise CheckpointError otherwise.
     """
     size = path.stat().st_size
     try:
@@ -164,7 +164,7 @@ def _meta_tensor(path: Path, name: str, entry: dict, span: tuple[int, int]) -> T
         raise corrupt(path, f"tensor {name[:80]!r} has no valid shape")
     if math.prod(shape) * DTYPES[dtype].itemsize != span[1] - span[0]:
         raise corrupt(path, f"tensor {name[:80]!r} of shape {shape} does not fill its {span[1] - span[0]} bytes")
-    if math.prod(max(side, 1) for side in shape) >= 2**48:  # an empty tensor may still claim sides beyond any index
+    if math.prod(max(side, 1) for side in shape) >= 2**48:  # an empty tensor may still claim huge dimensions
         raise corrupt(path, f"tensor {name[:80]!r} is empty with the sides {shape}")
     return torch.empty(shape, dtype=DTYPES[dtype], device="meta")
 
@@ -174,12 +174,12 @@ def _are_counts(value: object) -> bool:
 
 
 def truncated(path: Path, wanted: int, found: int) -> CheckpointError:
-    """The error of a file whose header needs `wanted` bytes and that has `found`."""
+    """Return the error for a file of `found` bytes whose header asks for `wanted`."""
     return CheckpointError(
         f"{path.name} is truncated: its header says {wanted} bytes, the file has {found}; download it again."
     )
 
 
 def corrupt(path: Path, why: str) -> CheckpointError:
-    """The error of a file that contradicts itself; `why` is a clause."""
+    """Return the error for an inconsistent file; `why` is a clause."""
     return CheckpointError(f"{path.name} is corrupt: {why}; download it again.")

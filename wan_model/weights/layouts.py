@@ -1,8 +1,8 @@
-"""How other layouts name the parameters of each model: data, and the one function that follows it.
+"""Parameter names of each model in other layouts: tables, and the one function that applies them.
 
 A table is a tuple of (foreign, official) pairs of module or parameter paths; "#" stands for an index. A pair renames
 whole path components at the start of a name and leaves the rest (`.weight`, `.bias`, a quantisation marker) as it is.
-The official side of None drops a duplicate.
+None on the official side drops a duplicate.
 """
 
 import re
@@ -30,13 +30,13 @@ def rename(names: Iterable[str], table: Table) -> dict[str, str]:
 
 
 def inverse(table: Table) -> Table:
-    """The table that maps official names back to the foreign ones."""
+    """Return the table that maps official names back to the foreign ones."""
     return tuple((official, foreign) for foreign, official in table if official is not None)
 
 
 @lru_cache
 def _compiled(table: Table) -> list[tuple[re.Pattern, str | None]]:
-    """The pairs as regular expressions and replacement templates."""
+    """Return the pairs as regular expressions and replacement templates."""
     return [(_pattern(source), None if target is None else _template(target)) for source, target in table]
 
 
@@ -195,7 +195,7 @@ _RESIDUAL = (
 
 
 def _vae_table(residual_blocks: Table, resamplers: Table) -> Table:
-    """AutoencoderKLWan: the ends and the middle are the same in 2.1 and 2.2, the stages are not."""
+    """AutoencoderKLWan: the first, middle and last blocks are the same in 2.1 and 2.2; the stages differ."""
     ends = tuple(
         (f"{half}.{theirs}", f"{half}.{ours}")
         for half in ("encoder", "decoder")
@@ -293,7 +293,7 @@ LAYOUTS = (
 
 # Other files that people choose by mistake: a pattern that one of their names matches, and what they hold.
 LORA = (r"[._](lora_(up|down|[AB])|lokr_w[12]|hada_w[12]_[ab])(\.|$)", "a LoRA, which changes a model and is not one")
-RELATIVES = (  # models built on Wan that this pack does not run; looked for before the layouts, which they fit, too
+RELATIVES = (  # models built on Wan that this pack does not run; searched first, since they also fit a layout
     (r"(^|\.)(casual_audio_encoder|audio_injector)\.", "a Wan speech-to-video model"),
     (r"(^|\.)audio_proj\.audio_proj_glob", "a HuMo model built on Wan"),
     (r"(^|\.)control_adapter\.conv\.", "a Wan camera control model"),

@@ -23,7 +23,7 @@ SUFFIX = re.compile(
     r"(\.lora[_.]|_lora\.|\.(lokr|hada)_|\.[ab][12]\.weight$|\.(alpha|dora_scale|diff|diff_b|diff_m|w_norm|b_norm|set_weight"
     r"|reshape_weight|oft_blocks|rescale)$)"
 )
-SIZES = {1536: "1.3B", 3072: "5B", 5120: "14B"}  # width of the released models -> what people call them
+SIZES = {1536: "1.3B", 3072: "5B", 5120: "14B"}  # width of the released models -> common name
 
 ONE = torch.ones(())
 
@@ -34,8 +34,8 @@ Groups = dict[str, dict[str, Tensor]]  # module path (or name of a lone paramete
 class Change:
     """One change of one parameter.
 
-    kind: "adapter" (factors, which the host's loader reads), "diff" (is added) or "set" (takes its place). tensors: by
-    suffix. names: of these tensors in the file.
+    kind: "adapter" (factors, which the host's loader reads), "diff" (is added) or "set" (replaces the parameter).
+    tensors: by suffix. names: of these tensors in the file.
     """
 
     place: str
@@ -56,7 +56,7 @@ def split(lora: Iterable[str], parameters: Iterable[str]) -> dict[str, tuple[str
 
 
 def group(lora: Mapping[str, Tensor], parameters: Iterable[str]) -> tuple[Groups, list[str]]:
-    """(tensors by the place that they change, names that fit no place); arguments as of `split`."""
+    """Return (tensors by the place that they change, names that fit no place); arguments as of `split`."""
     groups, unmatched = {}, []
     for name, where in split(lora, parameters).items():
         if where is None:
@@ -67,7 +67,7 @@ def group(lora: Mapping[str, Tensor], parameters: Iterable[str]) -> tuple[Groups
 
 
 def changes(lora: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Change], list[str]]:
-    """(every change that a LoRA file makes to a model with parameters of `shapes`, names without effect on it)."""
+    """Return (changes that a LoRA file makes to a model with parameters of `shapes`, names without effect on it)."""
     where = {name: found for name, found in split(lora, shapes).items() if found is not None}
     names, made, used = {found: name for name, found in where.items()}, [], set()
     for place, tensors in group(lora, shapes)[0].items():
@@ -80,7 +80,7 @@ def changes(lora: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -
 
 
 def _change(form: Form, place: str, tensors, names, shapes) -> Change | None:
-    """The change that the tensors of one place make in one form; None where they do not, or do not fit."""
+    """Return the change of one place in one form; None if its tensors are of another form or do not fit."""
     own = {suffix: tensor for suffix, tensor in tensors.items() if form.suffixes.fullmatch(suffix)}
     parameter = f"{place}.bias" if form.of_bias else place if place in shapes else f"{place}.weight"
     if not own or parameter not in shapes or (form.kind == "adapter" and parameter == place):
@@ -96,14 +96,14 @@ def _change(form: Form, place: str, tensors, names, shapes) -> Change | None:
 
 
 def size_name(width: int) -> str:
-    """A model's width in words."""
+    """Return a model's width in words."""
     return f"width {width} ({SIZES[width]})" if width in SIZES else f"width {width}"
 
 
 def _places(parameters: Iterable[str]) -> dict[str, str]:
-    """Every name that a place has in one of the styles -> the place.
+    """Return a map from the name of a place in any style to the place.
 
-    Both styles fit in one table: of the norms that diffusers calls otherwise, only one has parameters.
+    One table serves both: of the norms that diffusers names differently, only one has parameters.
     """
     official = {name.removesuffix(".weight") for name in parameters}
     dotted = {name: name for name in official}

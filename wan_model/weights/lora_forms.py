@@ -1,6 +1,6 @@
-"""The ways to write a change of a weight, as the host's LoRA loader reads them, and whether one fits a weight.
+"""The forms of a weight's change that the host's LoRA loader reads, and whether one fits a weight.
 
-Of the host: `comfy/lora.py` and `comfy/weight_adapter`.
+In the host: `comfy/lora.py` and `comfy/weight_adapter`.
 """
 
 import math
@@ -15,7 +15,7 @@ DOWN = re.compile(r"\.lora_(down|A)(\.weight)?|[._]lora\.down\.weight|\.lora_lin
 
 
 def change_shape(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
-    """(rows, other elements) of the weight that the tensors of one place change; None where they do not tell."""
+    """Return (rows, other elements) of the weight that these tensors change; None if they do not determine it."""
 
     def find(*marks: str) -> tuple[int, ...] | None:
         return next((tuple(t.shape) for s, t in tensors.items() if any(mark in s for mark in marks)), None)
@@ -40,9 +40,9 @@ def change_shape(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class Form:
-    """One way to write a change. suffixes: of its tensors. fits: (tensors, shape of the parameter) -> whether they fit.
+    """One form of a change. suffixes: of its tensors. fits: (tensors, shape of the parameter) -> whether they fit.
 
-    options: suffixes that may stand beside, and that adapters of all kinds share. of_bias: whether it changes the bias.
+    options: further suffixes, which adapters of all kinds share. of_bias: whether it changes the bias.
     is_factor: whether a LoRA's alpha scales it.
     """
 
@@ -52,7 +52,7 @@ class Form:
     options: tuple[str, ...] = ()
     of_bias: bool = False
     is_factor: bool = False
-    dims: int = 1  # sides that each tensor has at least
+    dims: int = 1  # least number of dimensions of each tensor
 
 
 def scale(tensors: Mapping[str, Tensor]) -> float:
@@ -82,7 +82,7 @@ def _lora_fits(tensors, shape) -> bool:
             return False
         shape = wanted
     middle = tensors.get(".lora_mid.weight")
-    if middle is not None:  # a convolution of two sides
+    if middle is not None:  # a 2-D convolution
         return len(shape) == 4 and middle.ndim == 4 and (*up.shape[:1], down.shape[1], *middle.shape[2:]) == shape
     return up.ndim > 1 and _flat(up) == (shape[0], down.shape[0]) and math.prod(down.shape[1:]) == math.prod(shape[1:])
 
@@ -162,7 +162,7 @@ FORMS = (
     Form("adapter", re.compile(r"\.hada_(w[12]_[ab]|t[12])"), _loha_fits, _SHARED, dims=2),
     Form("adapter", re.compile(r"\.lokr_(w[12](_[ab])?|t2)"), _lokr_fits, _SHARED, dims=2),
     Form("adapter", re.compile(r"\.[ab][12]\.weight"), _glora_fits, _SHARED, dims=2),
-    Form("adapter", re.compile(r"\.oft_blocks"), _oft_fits, _SHARED),  # the host passes over a rescale of these
+    Form("adapter", re.compile(r"\.oft_blocks"), _oft_fits, _SHARED),  # the host ignores a rescale of these
     Form("adapter", re.compile(r"\.oft_blocks"), _boft_fits, (*_SHARED, ".rescale")),
     Form("diff", re.compile(r"\.diff"), _same_size),
     Form("diff", re.compile(r"\.w_norm"), _same_size),

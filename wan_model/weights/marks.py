@@ -1,7 +1,7 @@
-"""What a file's header says about its model beyond names and shapes.
+"""Marks: entries of a file's header that tell a model apart where names and shapes do not.
 
 ComfyUI reads the `transformer` entry of a safetensors header's `config`, a JSON text, and lets it override what the
-weights look like (`comfy/model_detection.py`, Wan). Some models differ from a plain one by this alone.
+weights suggest (`comfy/model_detection.py`, Wan). Some models differ from a plain one only there.
 """
 
 import json
@@ -13,7 +13,7 @@ from ..variants import VARIANTS
 # Values of model_type that official files, trainers and diffusers write for the models that this pack runs.
 KNOWN_TYPES = frozenset({*VARIANTS, *(row.host.type for row in VARIANTS.values()), "t2v_a14b"})
 CLIP_PARTS = frozenset({"clip", "clip_positions"})  # headers say "i2v" of models with and without these
-NAMES = {  # values of it that tell a model from a plain one, and entries of their own that are true
+NAMES = {  # values of model_type, and boolean entries, that tell a model from a plain one
     "animate2": "a Wan Animate 2 model",
     "causal_ar": "a causal (autoregressive) Wan model",
     "flow_rvs": "a FlowRVS model built on Wan",
@@ -68,18 +68,18 @@ def _is_list(value: object, length: int) -> bool:
 
 
 def read_marks(metadata: Mapping[str, str]) -> dict[str, object]:
-    """Return the `transformer` entry of a header's `config`; {} where there is none that can be read."""
+    """Return the `transformer` entry of a header's `config`; {} if there is none that can be read."""
     try:
         marks = json.loads(metadata.get("config", "{}")).get("transformer", {})
-    except (ValueError, TypeError, AttributeError, RecursionError):  # other programs keep other things under this name
+    except (ValueError, TypeError, AttributeError, RecursionError):  # other programs use this name for other things
         return {}
     return marks if isinstance(marks, dict) else {}
 
 
 def gguf_metadata(fields: Mapping[str, object]) -> dict[str, str]:
-    """Return the metadata of a safetensors header that says what the key-value pairs of a GGUF file say.
+    """Return the key-value pairs of a GGUF file in the form of a safetensors header's metadata.
 
-    Marks stand in a `config` as there, or behind the architecture, as in "wan.model_type".
+    Marks are in a `config` as there, or prefixed by the architecture, as in "wan.model_type".
     """
     named = {name.rpartition(".")[2]: value for name, value in fields.items() if isinstance(value, str | bool)}
     marks = {name: named[name] for name in ("model_type", *NAMES) if name in named}
@@ -87,9 +87,9 @@ def gguf_metadata(fields: Mapping[str, object]) -> dict[str, str]:
 
 
 def unsupported(marks: Mapping[str, object], variant: str) -> str | None:
-    """Return what `marks` say a model is if this pack runs no such model, else None.
+    """Return the kind of model that `marks` name if this pack does not run it, else None.
 
-    variant: what its weights and marks are taken for, a key of `VARIANTS`.
+    variant: the one recognised from weights and marks, a key of `VARIANTS`.
     """
     row, kind, image_model = VARIANTS[variant], marks.get("model_type"), marks.get("image_model", "wan2.1")
     stated = [name for name in NAMES if name == kind or marks.get(name) is True]

@@ -1,4 +1,4 @@
-"""Scaled fp8 weights in one form, whatever their file calls their scales.
+"""Scaled fp8 weights, brought from any naming of their scales to one form.
 
 ComfyUI's current form has, beside a quantised `X.weight`, a `X.weight_scale`, perhaps a `X.input_scale`, and a marker
 `X.comfy_quant`: a JSON text as bytes, such as {"format": "float8_e4m3fn"}.
@@ -18,7 +18,7 @@ OLD_NAMES = {".scale_weight": ".weight_scale", ".scale_input": ".input_scale"}
 MARKER = ".comfy_quant"
 PACKED_MARKER = ".ggml_type"  # this pack's own: beside a `X.weight` of GGUF bytes, the number of their format
 
-# What stands beside a quantised `X.weight`.
+# The companions of a quantised `X.weight`.
 COMPANION = re.compile(
     r"\.(weight_scale(_2)?|weight_s_rel|weight_s_channel|weight_codebook|input_scale|pre_quant_scale|scale_weight"
     r"|scale_input|comfy_quant)$"
@@ -26,7 +26,7 @@ COMPANION = re.compile(
 
 
 def quantisation(tensors: Mapping[str, Tensor], layers: Mapping[str, dict]) -> str | None:
-    """How the weights of a model are stored, None for plain floats. layers: the forms that the file marks."""
+    """Return how the weights of a model are stored, None for plain floats. layers: the forms that the file marks."""
     if layers or any(name.endswith(MARKER) for name in tensors):
         return "comfy_quant"
     if "scaled_fp8" in tensors or any(name.endswith((".scale_weight", ".weight_scale")) for name in tensors):
@@ -36,7 +36,7 @@ def quantisation(tensors: Mapping[str, Tensor], layers: Mapping[str, dict]) -> s
 
 
 def check_marked(tensors: Mapping[str, Tensor], layers: Mapping[str, dict]) -> None:
-    """Raise ValueError for integer weights without a mark: nothing says what they stand for."""
+    """Raise ValueError for integer weights without a mark: their scale and format are unknown."""
     for name, tensor in tensors.items():
         layer = name.removesuffix(".weight")
         marked = layer == name or layer in layers or layer + MARKER in tensors
@@ -48,9 +48,9 @@ def check_marked(tensors: Mapping[str, Tensor], layers: Mapping[str, dict]) -> N
 
 
 def header_layers(metadata: Mapping[str, str]) -> dict[str, dict]:
-    """The quantised layers that a safetensors header lists, by their name in the file.
+    """Return the quantised layers that a safetensors header lists, by their name in the file.
 
-    Raises ValueError for a list that is no such thing.
+    Raise ValueError if the entry is not such a list.
     """
     try:
         layers = json.loads(metadata.get("_quantization_metadata", '{"layers": {}}'))["layers"]
@@ -62,9 +62,9 @@ def header_layers(metadata: Mapping[str, str]) -> dict[str, dict]:
 
 
 def mark_layers(state_dict: Mapping[str, Tensor], layers: Mapping[str, dict]) -> dict[str, Tensor]:
-    """`state_dict` in the current form. layers: those that the file marks, by official name.
+    """Return `state_dict` in the current form. layers: those that the file marks, by official name.
 
-    The scale of a layer that is stored in plain floats is multiplied in.
+    A scale beside plain floats is multiplied into the weight.
     """
     whole = state_dict.get("scaled_fp8")  # the old form's mark of the whole file; two values: multiply in float
     common = {"full_precision_matrix_mult": True} if whole is not None and whole.numel() == 2 else {}
@@ -89,7 +89,7 @@ def mark_layers(state_dict: Mapping[str, Tensor], layers: Mapping[str, dict]) ->
 
 
 def unscale(state_dict: Mapping[str, Tensor], names: re.Pattern) -> dict[str, Tensor]:
-    """`state_dict` with the scaled fp8 weights of the layers that match `names` as float32, unmarked."""
+    """Return `state_dict` with the scaled fp8 weights of the layers that match `names` as float32, unmarked."""
     extras = (".weight_scale", ".input_scale", MARKER)
     forms = marked_layers({name: tensor for name, tensor in state_dict.items() if names.match(name)})
     layers = {layer for layer, form in forms.items() if form.get("format") in FP8_FORMATS}
@@ -107,7 +107,7 @@ def unscale(state_dict: Mapping[str, Tensor], names: re.Pattern) -> dict[str, Te
 
 
 def marked_layers(state_dict: Mapping[str, Tensor]) -> dict[str, dict]:
-    """The form of each layer of `state_dict` that has a marker. Raises ValueError for a marker that is damaged."""
+    """Return the form of each layer of `state_dict` that has a marker. Raise ValueError for a damaged marker."""
     forms = {}
     for name, tensor in state_dict.items():
         if name.endswith(MARKER):

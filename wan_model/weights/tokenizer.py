@@ -1,4 +1,4 @@
-"""The SentencePiece model of a GGUF text encoder, put together again from the file's metadata.
+"""The SentencePiece model of a GGUF text encoder, rebuilt from the file's metadata.
 
 Formats: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto (protocol buffers) and the
 `tokenizer.ggml.*` keys of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
@@ -12,9 +12,9 @@ IDS = {"unknown": 40, "bos": 41, "eos": 42, "padding": 43}  # fields of TrainerS
 
 
 def spiece_model(fields: Mapping[str, object]) -> bytes | None:
-    """The `spiece.model` that the key-value pairs `fields` describe; None where they hold no whole unigram tokenizer.
+    """Return the `spiece.model` that the key-value pairs `fields` describe; None unless they hold a unigram tokenizer.
 
-    GGUF counts the types of pieces as SentencePiece does.
+    GGUF numbers the types of pieces as SentencePiece does.
     """
     tokens, scores, types = (fields.get(f"tokenizer.ggml.{name}") for name in ("tokens", "scores", "token_type"))
     columns = (tokens, scores, types)

@@ -1,4 +1,4 @@
-"""What trainers put around a model's names: wrappers of its modules, and several copies of it in one file."""
+"""Names as trainers save them: modules in wrappers, and several copies of a model in one file."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +8,7 @@ WRAPPERS = frozenset(
     ("_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_orig_mod", "_forward_module", "module")
 )
 AVERAGED = frozenset(("ema", "average", "averaged", "shadow"))
-ASIDE = frozenset(  # words of what a trainer keeps beside the model
+ASIDE = frozenset(  # names of what a trainer saves beside the model
     ("critic", "discriminator", "teacher", "fake", "real", "optimizer", "optim", "optimizers", "scheduler", "loss")
 ) | frozenset(("repa", "logvar", "vae"))
 
@@ -16,7 +16,7 @@ ASIDE = frozenset(  # words of what a trainer keeps beside the model
 def unwrap(names: Iterable[str]) -> dict[str, str]:
     """Map each name without wrappers to the name in the file.
 
-    Raises ValueError where two names differ by their wrappers alone.
+    Raise ValueError if two names differ by their wrappers alone.
     """
     bare = {}
     for name in names:
@@ -38,9 +38,9 @@ def prefixes(names: Mapping[str, object], marks: Sequence[str]) -> list[str]:
 
 
 def choose(candidates: Sequence[str]) -> str:
-    """Return the prefix of the copy to load: averaged weights (EMA) if there are any, else the model that was trained.
+    """Return the prefix of the copy to load: averaged weights (EMA) if there are any, else the trained model.
 
-    Raises ValueError where nothing tells which that is.
+    Raise ValueError if the names do not tell which one that is.
     """
     best = min(map(_rank, candidates))
     chosen = [prefix for prefix in candidates if _rank(prefix) == best]
@@ -51,12 +51,12 @@ def choose(candidates: Sequence[str]) -> str:
 
 
 def is_aside(name: str) -> bool:
-    """Return whether the first part of `name` says that a trainer keeps it beside the model."""
+    """Return whether the first part of `name` names something that a trainer saves beside the model."""
     return bool(_words(name.partition(".")[0]) & (ASIDE | AVERAGED))
 
 
 def is_averaged(prefix: str) -> bool:
-    """Return whether a prefix says that the weights are an average over training."""
+    """Return whether a prefix names weights averaged over training (EMA)."""
     return bool(_words(prefix) & AVERAGED)
 
 

@@ -1,4 +1,4 @@
-"""What the members of the Wan family add to the network, one file each."""
+"""The parts that variants add to the network of text to video, one file each."""
 
 from .animate import Animate
 from .base import Part

@@ -1,4 +1,4 @@
-"""The interface of a part: what a variant adds to the network of text to video."""
+"""The interface of a part, an addition of some variants to the network of text to video."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Shape = tuple[int, ...]
 class Part:
     """A part of some variants, as a frozen dataclass of its sizes.
 
-    It holds no state: modules live in the network under their official names, and what lasts for one forward lives in
-    the functions that `prepare` leaves in the draft.
+    It holds no state: its modules are in the network under their official names, and state of one forward is in the
+    functions that `prepare` adds to the draft.
 
-    name: as the rows of `variants.VARIANTS` call it. mark: a parameter that reveals it in a checkpoint; None for a part
-    without weights. conditions: the arguments of a forward that it reads.
+    name: its name in `variants.VARIANTS`. mark: a parameter by which a checkpoint is recognised to have it; None for a
+    part without weights. conditions: the arguments of a forward that it reads.
     """
 
     name: ClassVar[str]
@@ -31,7 +31,7 @@ class Part:
 
     @classmethod
     def read(cls, sizes: Sizes, layers: int) -> Part:
-        """Return the part of a checkpoint of so many blocks; raise ValueError if a tensor it needs is missing."""
+        """Return the part of a checkpoint with `layers` blocks; raise ValueError if a tensor is missing."""
         return cls()
 
     def build(self, network: nn.Module, config: DiTConfig, ops, **factory) -> None:
@@ -44,7 +44,7 @@ class Part:
         """Add tokens, embeddings and functions to `draft`, from the conditions that it was given."""
 
     def extra_tokens(self, shape: Shape, shapes: Mapping[str, Shape]) -> int:
-        """Return how many tokens it adds for one sample to those of a latent of `shape` (B, C, F, H, W).
+        """Return the tokens that it adds per sample to those of a latent of `shape` (B, C, F, H, W).
 
         shapes: of the conditions that are given, by name.
         """

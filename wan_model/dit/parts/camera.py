@@ -11,7 +11,7 @@ from ...variants import PATCH, TIME_STRIDE
 from .base import Part
 
 RAYS = 6  # Pluecker coordinates of a pixel's ray
-STRIDE = 8  # pixels of a ray map that become channels, along height and width
+STRIDE = 8  # pixels of a ray map that become channels, along height and along width
 
 
 class ResidualBlock(nn.Module):
@@ -45,7 +45,7 @@ class CameraAdapter(nn.Module):
 def fold(rays: Tensor) -> Tensor:
     """Return rays (B, 6, 4n+1, H, W) with the four frames of a latent frame as channels: (B, 24, n + 1, H, W).
 
-    The first frame stands for all four of its latent frame.
+    The first latent frame repeats the first frame four times.
     """
     rays = rays[:, :, [0] * (TIME_STRIDE - 1) + list(range(rays.shape[2]))]
     return rays.unflatten(2, (-1, TIME_STRIDE)).movedim(3, 2).flatten(1, 2)

@@ -13,7 +13,7 @@ ONE_IMAGE = 257  # tokens of ViT-H/14
 
 
 class ImageEmbedding(nn.Module):
-    """CLIP tokens to context tokens (`MLPProj`); with two images their tokens are told apart by `emb_pos`."""
+    """CLIP tokens to context tokens (`MLPProj`); `emb_pos` distinguishes the tokens of two images."""
 
     def __init__(self, channels, dim, ops, **factory):
         super().__init__()
@@ -35,7 +35,7 @@ class ImageEmbedding(nn.Module):
 
 @dataclass(frozen=True)
 class ClipImages(Part):
-    """CLIP tokens of one image, of so many channels."""
+    """CLIP tokens of one image. channels: of a token."""
 
     name = "clip"
     mark = "img_emb.proj.1.bias"
@@ -62,7 +62,7 @@ class ClipImages(Part):
     def prepare(self, network, draft):
         """Embed `clip_fea` (B, 257 or 514, channels); with `text_as_image` instead, k_img and v_img read the text.
 
-        The second is what ComfyUI does without CLIP vision. The authors always give it.
+        The second follows ComfyUI without CLIP vision; the authors always use it.
         """
         features = draft.given.get("clip_fea")
         draft.image_context = draft.context if features is None else network.img_emb(features)
@@ -75,7 +75,7 @@ class ClipImages(Part):
 
 @dataclass(frozen=True)
 class ClipPositions(Part):
-    """A position embedding that tells the CLIP tokens of two images apart."""
+    """A position embedding that distinguishes the CLIP tokens of two images."""
 
     name = "clip_positions"
     mark = "img_emb.emb_pos"

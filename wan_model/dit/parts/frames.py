@@ -17,13 +17,13 @@ def embedded(network, draft: Draft, latents, first_frame: int = 0, source: int =
 
 @dataclass(frozen=True)
 class Subjects(Part):
-    """Latents of subjects as frames behind the clip (Phantom, `phantom_wan/modules/model.py`)."""
+    """Latents of subjects as frames after the clip (Phantom, `phantom_wan/modules/model.py`)."""
 
     name = "subjects"
     conditions = ("subject_latents",)
 
     def prepare(self, network, draft):
-        """Put `subject_latents` (B, C, n, H, W) behind the clip, at the frames that follow its last."""
+        """Put `subject_latents` (B, C, n, H, W) after the clip, as the frames that follow its last."""
         if "subject_latents" in draft.given:
             draft.behind.append(embedded(network, draft, draft.given["subject_latents"], draft.grid[0]))
 
@@ -33,13 +33,13 @@ class Subjects(Part):
 
 @dataclass(frozen=True)
 class Sources(Part):
-    """Latents of the videos and images that an edit starts from, each turned by its number in the rope (Bernini)."""
+    """Latents of the videos and images to edit, each with its own extra rotation in the rope (Bernini)."""
 
     name = "sources"
     conditions = ("context_latents",)
 
     def prepare(self, network, draft):
-        """Put each of `context_latents`, a list of (B, C, n, H, W) of any sizes, behind the clip."""
+        """Put each of `context_latents`, a list of (B, C, n, H, W) of any sizes, after the clip."""
         for number, latents in enumerate(draft.given.get("context_latents", ()), start=1):
             draft.behind.append(embedded(network, draft, latents, source=number))
 

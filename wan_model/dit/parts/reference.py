@@ -15,7 +15,7 @@ from .base import Part
 
 @dataclass(frozen=True)
 class Reference(Part):
-    """A convolution of its own for the latent of a reference image, of so many channels."""
+    """A separate patch embedding for the latent of a reference image. channels: of that latent."""
 
     name = "reference"
     mark = "ref_conv.weight"
@@ -35,7 +35,7 @@ class Reference(Part):
             check_reference(config, given["ref_latent"], self.channels)
 
     def prepare(self, network, draft):
-        """Put `ref_latent` (B, C, 1, H, W) before the clip as rotary frame 0, which moves the clip on by one frame."""
+        """Put `ref_latent` (B, C, 1, H, W) before the clip as rotary frame 0, which shifts the clip by one frame."""
         latent = draft.given.get("ref_latent")
         if latent is None:
             return

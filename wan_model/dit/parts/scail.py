@@ -1,4 +1,4 @@
-"""SCAIL: reference frames before the clip, a pose video behind it, and with SCAIL-2 masks of who is who.
+"""SCAIL: reference frames before the clip, a pose video after it, and in SCAIL-2 masks that match persons.
 
 Follows `SCAILWanModel` and `SCAIL2WanModel` of ComfyUI, since the authors' code is written for another framework.
 """
@@ -20,7 +20,7 @@ APART = 120.0  # rotary rows or columns between streams that show the same place
 
 @dataclass(frozen=True)
 class Scail(Part):
-    """A patch embedding for the pose video, of so many channels (latent 16 and mask 4)."""
+    """A patch embedding for the pose video. channels: of the pose latent (16) and its mask (4)."""
 
     name = "scail"
     mark = "patch_embedding_pose.weight"
@@ -51,10 +51,10 @@ class Scail(Part):
             )
 
     def prepare(self, network, draft):
-        """Put ref_latent (B, 20, n, H, W) before the clip and pose_latents (B, 20, F, h, w) behind it.
+        """Put ref_latent (B, 20, n, H, W) before the clip and pose_latents (B, 20, F, h, w) after it.
 
         Of several reference frames the last is the main one. With is_animation false (SCAIL-2 replaces a person in the
-        driving video) references lie below the clip and not before it in time.
+        driving video) references are below the clip instead of before it in time.
         """
         reference, pose = draft.given.get("ref_latent"), draft.given.get("pose_latents")
         count = 0 if reference is None else reference.shape[2]
@@ -69,7 +69,7 @@ class Scail(Part):
             draft.behind.append(self.pose_stream(network, draft, network.pad_to_patch(pose.to(draft.x))))
 
     def pose_stream(self, network, draft: Draft, pose: Tensor) -> Stream:
-        """Return the pose video's tokens in the middle of the clip's pixels that each of them covers, and apart."""
+        """Return the tokens of the pose video, each centred on the clip's pixels that it covers, shifted by `APART`."""
         x = network.patch_embedding_pose(pose)
         rows, columns = (ours / theirs for ours, theirs in zip(draft.sides, pose.shape[3:], strict=True))
         shift = (float(draft.first_frame), (rows - 1) / 2, APART + (columns - 1) / 2)
@@ -83,7 +83,7 @@ class Scail(Part):
 
 @dataclass(frozen=True)
 class ScailMasks(Part):
-    """An embedding of masks, of so many channels, that is added to the tokens that they belong to (SCAIL-2)."""
+    """An embedding of masks that is added to the masked tokens (SCAIL-2). channels: of a mask."""
 
     name = "scail_masks"
     mark = "patch_embedding_mask.weight"

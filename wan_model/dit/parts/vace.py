@@ -1,4 +1,4 @@
-"""VACE: blocks over control tokens, whose hints main blocks add to their results (`wan/modules/vace_model.py`)."""
+"""VACE: blocks over control tokens, with hints that main blocks add to their results (`wan/modules/vace_model.py`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .base import Part, check_same_size
 
 
 class VaceBlock(Block):
-    """A block over the control tokens, which also makes the hint that one main block adds to its output."""
+    """A block over control tokens, which also computes the hint for one main block."""
 
     def __init__(self, config, first, ops, **factory):
         super().__init__(config, ops, **factory)
@@ -25,7 +25,7 @@ class VaceBlock(Block):
         self.after_proj = ops.Linear(config.dim, config.dim, **factory)
 
     def start(self, control: Tensor, x: Tensor) -> Tensor:
-        """First block only: control tokens (B, L, dim) joined with the embedded latent `x` (B, L, dim)."""
+        """Return control tokens (B, L, dim) plus the embedded latent `x` (B, L, dim); for the first block only."""
         return self.before_proj(control) + x
 
 
@@ -64,7 +64,7 @@ class Vace(Part):
             check_same_size("The VACE context", context, x)
 
     def prepare(self, network, draft):
-        """Have hints of each vace_context (B, 96, F, H, W), or of several (B, N, 96, F, H, W), added by vace_scale."""
+        """Add the hints of vace_context (B, 96, F, H, W), or of several (B, N, 96, F, H, W), times vace_scale."""
         contexts, scales = _split(draft.given)
         if not contexts:
             return
@@ -100,7 +100,7 @@ class Vace(Part):
 
 
 def _split(given) -> tuple[Sequence[Tensor], Sequence[float]]:
-    """Return each VACE context (B, 96, F, H, W) and its strength; nothing of both without a context."""
+    """Return each VACE context (B, 96, F, H, W) and its strength; both empty without a context."""
     context, scale = given.get("vace_context"), given.get("vace_scale")
     if context is None:
         return (), ()

@@ -1,4 +1,4 @@
-"""WanDancer: music that moves the clip, and another embedding for clips of another frame rate.
+"""WanDancer: music conditioning, and a second patch embedding for clips of another frame rate.
 
 Follows `WanDancerModel` of ComfyUI, the only public code.
 """
@@ -18,9 +18,9 @@ from ..rope import Positions, rotary, rotate_
 from .base import Part
 from .clip import ONE_IMAGE, ImageEmbedding
 
-INJECTED = (0, 4, 8, 12, 16, 20, 24, 27)  # blocks after which the music is attended to
+INJECTED = (0, 4, 8, 12, 16, 20, 24, 27)  # blocks followed by attention to the music
 HEADS = 4  # of the music encoder
-TOKENS = 8  # of music for a latent frame
+TOKENS = 8  # music tokens per latent frame
 FRAME_RATE = 30  # of the clips that the plain embedding is for
 
 
@@ -39,7 +39,7 @@ class MusicAttention(nn.Module):
 
 
 class MusicLayer(nn.Module):
-    """One layer of the music encoder, normalised before each half."""
+    """One pre-norm layer of the music encoder."""
 
     def __init__(self, dim, hidden, ops, **factory):
         super().__init__()
@@ -65,7 +65,7 @@ class MusicInjector(nn.Module):
         )
 
     def forward(self, number: int, x: Tensor, music: Tensor, attention) -> Tensor:
-        """Return what the clip's tokens x (B, L, dim) get from music (B, n, dim): each n-th of them from one token."""
+        """Return the attention of the clip's tokens x (B, L, dim) to music (B, n, dim): each n-th of L to one token."""
         batch, count = music.shape[:2]
         layer = self.injector[number]
         normed = layer_norm(x, x.shape[-1:], eps=self.eps).unflatten(1, (count, -1)).flatten(0, 1)  # (B n, L / n, dim)
@@ -76,7 +76,7 @@ class MusicInjector(nn.Module):
 
 @dataclass(frozen=True)
 class WanDancer(Part):
-    """Music of so many features, encoded in so many channels by so many layers; injectors after so many blocks."""
+    """Sizes of the music encoder, the number of injectors, and the channels of a CLIP token."""
 
     name = "wandancer"
     mark = "patch_embedding_global.weight"
@@ -152,7 +152,7 @@ class WanDancer(Part):
         return interpolate(x.unsqueeze(1), size=size, mode="bilinear").squeeze(1)
 
     def inject(self, network, draft, music: Tensor, scale: float) -> None:
-        """Have the clip attend to `music` after the blocks of `INJECTED`."""
+        """Let the clip attend to `music` after the blocks of `INJECTED`."""
         injectors, start = dict(zip(INJECTED, range(self.injectors), strict=False)), draft.front_tokens
         count, attention = draft.grid[0] * draft.grid[1] * draft.grid[2], draft.runtime.attention
 
@@ -171,7 +171,7 @@ class WanDancer(Part):
 
 
 def _slower(positions: Positions, units: float) -> Positions:
-    """Return `positions` with frames `units` apart; the last is where the clip ends, in whole units."""
+    """Return `positions` with frames `units` apart; the last is at the end of the clip, in whole units."""
     start, count = positions.frames[0], len(positions.frames)
     frames = [start + units * k for k in range(count)]
     frames[-1] = start + int(units * count + 0.5) - 1
