@@ -3,22 +3,20 @@
     python -m devtools.pictures --comfyui PATH [NAME ...]
 
 with the Python of an environment of `dev.py test`. A NAME is a file of workflows/, whose picture lies beside it, or a
-node, whose picture is the small graph of its help page; without one, all are taken. The demo family's workflow is run
-before its picture is taken.
+node, whose picture is the small graph of its help page; without one, all that this host can open are taken. The demo
+family's workflow is run before its picture is taken.
 """
 
 import argparse
-import gzip
 import json
 import logging
-import math
 import sys
 import tempfile
 from pathlib import Path
 
-from tiny import examples, random_weights
+from tiny import examples, layouts, random_weights
 
-from . import host
+from . import host, layout
 from .demo import DEMO_WORKFLOW, WORKFLOWS
 from .editor import Editor, chromium
 from .environment import ROOT
@@ -153,25 +151,11 @@ FIT = """async (margin) => {
 
 def place_models(models: Path) -> None:
     """The files that the workflows load, as the editor sees them: whole headers, and weights that take no space."""
-    with gzip.open(random_weights.GOLDEN / "checkpoints.json.gz") as file:
-        layouts = json.load(file)
     for tiny in random_weights.FILES:
         (models / tiny.folder).mkdir(exist_ok=True)
         for name in tiny.stands_in_for:
             kind, width = ("F8_E4M3", 1) if "fp8" in name else ("F16", 2)
-            write_hollow(models / tiny.folder / name, layouts[tiny.layout], kind, width)
-
-
-def write_hollow(path: Path, shapes: dict[str, list[int]], kind: str, width: int) -> None:
-    """A safetensors file of tensors of `shapes`, `width` bytes a number, whose weights are a hole in the file."""
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        begin, end = end, end + width * math.prod(shape)
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
+            layouts.write_hollow(models / tiny.folder / name, layouts.full(tiny.layout), kind, width, tiny.metadata)
 
 
 def photograph(editor: Editor, name: str) -> Path:
@@ -208,7 +192,8 @@ def main() -> None:
         with Server(sys.executable, options.comfyui, base, cpu=True) as server, chromium() as browser:
             editor = Editor(browser.new_page(viewport=SIZE), server.url)
             editor.go()
-            for name in options.names or [*sorted(path.stem for path in WORKFLOWS.glob("*.json")), *GRAPHS]:
+            templates = layout.openable(editor, sorted(path.stem for path in WORKFLOWS.glob("*.json")))
+            for name in options.names or [*templates, *GRAPHS]:
                 logging.info("%s", photograph(editor, name))
 
 

@@ -300,9 +300,10 @@ def dress(network: nn.Module, config: DiTConfig, ops) -> None:
     of_network = {name: getattr(config, name) for name in ("ffn_dim", "freq_dim", "text_dim", "in_dim", "out_dim")}
     of_network |= {"num_layers": config.layers, "patch_size": PATCH, "text_len": TEXT_LENGTH, "cross_attn_norm": True}
     images = hasattr(network, "img_emb")
-    note(network, sizes | of_network | {"model_type": "i2v" if images else "t2v", "ref_conv": None})
-    if not images:
-        network.img_emb = None
+    note(network, sizes | of_network | {"model_type": "i2v" if images else "t2v"})
+    for absent in ("img_emb", "ref_conv"):
+        if not hasattr(network, absent):
+            setattr(network, absent, None)
 
 
 def note(module: nn.Module, attributes: dict) -> None:
