@@ -25,6 +25,7 @@ from .server import Server
 HELP = ROOT / "web" / "docs" / "pictures"
 SIZE = {"width": 1600, "height": 1100}  # of the window, in pixels
 MARGIN = 24  # around a graph, in pixels
+BARS = 110  # what the editor's own bars cover at the top, in pixels
 SETTLING = 1500  # milliseconds in which pictures and notes arrive in the nodes and change their sizes
 
 PROMPTS = ("WanTextEncode.positive WanSampler.positive", "WanTextEncode.negative WanSampler.negative")
@@ -124,17 +125,17 @@ ARRANGE = """() => {
         x += Math.max(...columns[at].map((node) => node.size[0])) + 80
     }
 }"""
-FIT = """async (margin) => {
+FIT = """async ([margin, bars]) => {
     const title = LiteGraph.NODE_TITLE_HEIGHT
     const bounds = app.graph._nodes.map(({ pos, size }) => [pos[0], pos[1] - title, size[0], size[1] + title])
     const left = Math.min(...bounds.map((b) => b[0])), top = Math.min(...bounds.map((b) => b[1]))
     const right = Math.max(...bounds.map((b) => b[0] + b[2])), bottom = Math.max(...bounds.map((b) => b[1] + b[3]))
     const area = app.canvas.canvas.getBoundingClientRect()
-    const scale = Math.min((area.width - 160) / (right - left), (area.height - 160) / (bottom - top), 1)
+    const scale = Math.min((area.width - 160) / (right - left), (area.height - bars - 80) / (bottom - top), 1)
     app.canvas.ds.scale = scale
     app.canvas.ds.offset = [
         (area.width / scale - right - left) / 2,
-        (area.height / scale - bottom - top) / 2,
+        ((area.height + bars) / scale - bottom - top) / 2,
     ]
     app.canvas.deselectAll()
     app.canvas.setDirty(true, true)
@@ -171,7 +172,7 @@ def photograph(editor: Editor, name: str) -> Path:
             editor.run()
         path = WORKFLOWS / f"{name}.jpg"
     editor.page.wait_for_timeout(SETTLING)
-    clip = editor.page.evaluate(FIT, MARGIN)
+    clip = editor.page.evaluate(FIT, [MARGIN, BARS])
     editor.page.screenshot(path=path, type="jpeg", quality=80, clip=clip)
     return path
 
@@ -191,7 +192,7 @@ def main() -> None:
         examples.write(base / "input")
         with Server(sys.executable, options.comfyui, base, cpu=True) as server, chromium() as browser:
             editor = Editor(browser.new_page(viewport=SIZE), server.url)
-            editor.go()
+            editor.go({"LiteGraph.Canvas.MinFontSizeForLOD": 0})  # texts however small
             templates = layout.openable(editor, sorted(path.stem for path in WORKFLOWS.glob("*.json")))
             for name in options.names or [*templates, *GRAPHS]:
                 logging.info("%s", photograph(editor, name))
