@@ -61,6 +61,11 @@ class WanVACE(io.ComfyNode):
                 io.Conditioning.Output(display_name="positive", tooltip="The positive prompt with the VACE context."),
                 io.Conditioning.Output(display_name="negative", tooltip="The negative prompt with the VACE context."),
                 io.Latent.Output(display_name="latent", tooltip="The new clip, for the latent of WanSampler."),
+                io.Int.Output(
+                    display_name="trim_latent",
+                    tooltip="Latent frames of the references, for TrimVideoLatent behind KSampler. WanSampler takes "
+                    "them off by itself.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -109,4 +114,5 @@ class WanVACE(io.ComfyNode):
             host_conditioning.with_entries(positive, entries, append=True),
             host_conditioning.with_entries(negative, entries, append=True),
             latent,
+            len(references),
         )

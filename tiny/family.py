@@ -32,13 +32,14 @@ def path(kind: str) -> Path:
     return MODELS / FOLDERS[kind] / f"wan_tiny_{kind}.safetensors"
 
 
-def save(kind: str, weights: dict[str, Tensor]) -> Path:
-    """Write `weights` in float16, whole numbers as they are; return the file's path."""
+def save(kind: str, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
+    """Write `weights` in float16, whole numbers as they are, and `metadata`; return the file's path."""
     file = path(kind)
     file.parent.mkdir(parents=True, exist_ok=True)
     half = {name: weight.half() if weight.is_floating_point() else weight for name, weight in weights.items()}
     partial = file.with_suffix(".partial")
-    save_file({name: weight.contiguous() for name, weight in half.items()}, partial, metadata={"format": "pt"})
+    contiguous = {name: weight.contiguous() for name, weight in half.items()}
+    save_file(contiguous, partial, metadata={"format": "pt"} | (metadata or {}))
     partial.replace(file)
     return file
 
@@ -119,21 +120,24 @@ def sample(
     *,
     y: Tensor | None = None,
     guidance: float = GUIDANCE,
+    steps: int = STEPS,
+    shift: float = SHIFT,
+    solver: str = "unipc",
 ) -> Tensor:
     """Normalised latents (B, 16, F, H, W) for contexts (B, L, text_dim), a seed each; negative is (1, L, text_dim)."""
     noise = [torch.randn(16, *SIZE, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     negative = negative.expand(len(seeds), -1, -1)
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
-        t = torch.full((1,), float(int(1000 * sigma + 1e-3)))  # whole, as the official loop has them
+        t = torch.full((1,), solvers.timestep(sigma, solver))
         velocity = dit(x, t, context, y=y)
         if guidance != 1:
             other = dit(x, t, negative, y=y)
             velocity = other + guidance * (velocity - other)
         return x - sigma * velocity
 
-    sigmas = solvers.flow_sigmas(STEPS, SHIFT, "unipc")
-    return solvers.sample_unipc(denoise, torch.stack(noise), sigmas.tolist())
+    sigmas = solvers.flow_sigmas(steps, shift, solver)
+    return solvers.SAMPLERS[solver](denoise, torch.stack(noise), sigmas.tolist())
 
 
 def decode(vae: WanVAE, latents: Tensor) -> Tensor:

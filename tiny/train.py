@@ -8,6 +8,7 @@ A stopped run goes on where it was. Its state and log are in `tiny/runs`.
 """
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -18,6 +19,7 @@ import torch.distributed as dist
 
 from . import family, tokenizer, train_dit, train_vae
 from .trainer import place
+from wan_model.weights.marks import LATENT_RGB
 
 RUNS = Path(__file__).resolve().parent / "runs"
 
@@ -39,7 +41,13 @@ def dits(folder: Path) -> None:
     files = {"umt5": encoder | {tokenizer.TENSOR: spiece}, "t2v": train_dit.text_to_video(dit), "i2v": dit}
     if place()[0] == 0:
         for kind, weights in files.items():
-            log.info("%s", family.save(kind, weights))
+            log.info("%s", family.save(kind, weights, colours() if kind in ("t2v", "i2v") else None))
+
+
+def colours() -> dict[str, str]:
+    """What the header of a DiT says of the colours of its latents, for previews."""
+    with torch.no_grad():
+        return {LATENT_RGB: json.dumps(train_vae.latent_rgb(family.load_vae()))}
 
 
 PARTS = {"vae": vae, "dits": dits}
@@ -54,8 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     if dist.is_torchelastic_launched():
-        if "vae" in options.parts:
-            parser.error("the VAE is trained by one process: start python -m tiny.train vae")
+        alone = [part for part in options.parts if part != "dits"]
+        if alone:
+            parser.error(f"one process trains this: start python -m tiny.train {' '.join(alone)}")
         dist.init_process_group("gloo")
     for part in options.parts:
         PARTS[part](options.runs / part)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from . import family, scenes, whole_clip
 from .trainer import Trainer, cosine
@@ -110,6 +111,22 @@ def train(folder: Path) -> WanVAE:
     trainer.run(loss)
     vae = trainer.averaged
     with torch.no_grad():
-        clips = [clip(10**6 + i, scenes.SIDE, scenes.SIDE, scenes.FRAMES) for i in range(MEASURED)]
-        standardise(vae, torch.stack(clips))
+        standardise(vae, measured())
     return vae
+
+
+def measured() -> Tensor:
+    """Whole clips (MEASURED, 3, T, H, W) that it was not trained with."""
+    return torch.stack([clip(10**6 + i, scenes.SIDE, scenes.SIDE, scenes.FRAMES) for i in range(MEASURED)])
+
+
+def latent_rgb(vae: WanVAE) -> dict[str, list]:
+    """The linear map from normalised latents to RGB in [-1, 1] that fits best, as `marks.read_latent_rgb` reads it."""
+    clips = measured()
+    latents = family.normalise(vae.encode(clips))
+    repeated = torch.cat((clips[:, :, :1].expand(-1, -1, 3, -1, -1), clips), dim=2)  # each latent frame stands for four
+    colours = F.avg_pool3d(repeated, (4, 8, 8))
+    known, wanted = (part.movedim(1, -1).flatten(0, -2) for part in (latents, colours))  # (cells, 16), (cells, 3)
+    solved = torch.linalg.lstsq(F.pad(known, (0, 1), value=1.0), wanted).solution
+    *factors, bias = [[round(part, 4) for part in row] for row in solved.tolist()]
+    return {"factors": factors, "bias": bias}

@@ -19,7 +19,8 @@ from .variants import VARIANTS
 from .weights import ggml, marks, wrappings
 from .weights.files import File, merged, open_files, parts, read, read_on
 from .weights.header import CheckpointError
-from .weights.layouts import LAYOUTS, LORA, OTHERS, PREFIXES, RELATIVES, Layout, rename
+from .weights.layouts import LAYOUTS, LORA, OTHERS, PREFIXES, RELATIVES, Layout, assemble, rename
+from .weights.marks import LatentRGB
 from .weights.quantisation import (
     COMPANION,
     PACKED_MARKER,
@@ -61,7 +62,7 @@ KINDS = {
     CLIP_VISION: "a CLIP vision encoder",
 }
 # The weights that stay packed when their file is a GGUF: nearly all of them. The others are small, or read from once.
-STAYS_PACKED = re.compile(r"(vace_)?blocks\.|token_embedding\.")
+STAYS_PACKED = re.compile(r"(vace_)?blocks\.|audio_injector\.|face_adapter\.fuser_blocks\.|token_embedding\.")
 
 # Models built on Wan that this pack does not run.
 UNSUPPORTED = tuple(row for row in RELATIVES if not any(re.search(row[0], part.mark) for part in PARTS.values()))
@@ -81,8 +82,8 @@ class Inspection:
     names: the file's names to the official ones. tensors: meta tensors by official name; a CLIP vision encoder keeps
     the names of its own layout, which may split or fuse the projections of its attention. layers: the form of each
     quantised layer that the file marks, by official name. config: sizes of a whole DiT or a VAE. marks: as
-    `marks.read_marks`. notes: sentences for the log on what was chosen and what is left out. elsewhere: whether
-    ComfyUI's own loader runs this relative of Wan and this pack does not.
+    `marks.read_marks`. latent_rgb: as `marks.read_latent_rgb`. notes: sentences for the log on what was chosen and what
+    is left out. elsewhere: whether ComfyUI's own loader runs this relative of Wan and this pack does not.
     """
 
     holds: str
@@ -94,6 +95,7 @@ class Inspection:
     layers: Mapping[str, dict] = field(default_factory=dict)
     config: DiTConfig | VAEConfig | None = None
     marks: Mapping[str, object] = field(default_factory=dict)
+    latent_rgb: LatentRGB | None = None
     notes: tuple[str, ...] = ()
     elsewhere: bool = False
 
@@ -133,17 +135,21 @@ def recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
     prefix = wrappings.choose(prefixes)
     inner = {name.removeprefix(prefix): theirs for name, theirs in bare.items() if name.startswith(prefix)}
     names = {inner[name]: official for name, official in rename(inner, layout.table).items()}
-    official = {ours: tensors[theirs] for theirs, ours in names.items()}
+    official = assemble({ours: tensors[theirs] for theirs, ours in names.items()})
+    transformer = {**layout.header, **transformer}
     listed = wrappings.unwrap(forms := header_layers(metadata or {}))
     listed = {name.removeprefix(prefix): forms[theirs] for name, theirs in listed.items()}
     layers = {ours: listed[theirs] for theirs, ours in rename(listed, layout.table).items()} | _marked(official)
     variant, config, expected = _identify(layout.kind, official, transformer)
+    latent_rgb, ignored = None, ()
     if isinstance(config, DiTConfig):
+        latent_rgb, ignored = marks.read_latent_rgb(metadata or {}, config.out_dim)
         other = marks.unsupported(transformer, config.variant)
         if other is not None:
             return Inspection(other, marks=transformer, elsewhere=True)
         check_marked(official, layers)
     left_out = _left_out(official, expected, variant)
+    notes = _notes(prefix, prefixes, sorted(left_out) + [n for n in bare if not n.startswith(tuple(prefixes))])
     kind = next(phrase for variants, phrase in KINDS.items() if variant in variants)
     return Inspection(
         holds=f"{kind} ({variant})",
@@ -155,7 +161,8 @@ def recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
         layers=layers,
         config=config,
         marks=transformer,
-        notes=_notes(prefix, prefixes, sorted(left_out) + [n for n in bare if not n.startswith(tuple(prefixes))]),
+        latent_rgb=latent_rgb,
+        notes=notes + ignored,
     )
 
 
@@ -210,7 +217,7 @@ def load_model(path: str | PathLike) -> tuple[dict[str, Tensor], Inspection]:
             state_dict[official.removesuffix(".weight") + PACKED_MARKER] = torch.tensor(value.kind, dtype=torch.uint8)
         else:
             state_dict[official] = ggml.unpack(value, torch.float32)
-    return mark_layers(state_dict, found.layers), found
+    return mark_layers(assemble(state_dict), found.layers), found
 
 
 def _elsewhere(path: str | PathLike, found: Inspection) -> str:

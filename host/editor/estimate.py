@@ -16,6 +16,7 @@ from ...wan_model import checkpoint, geometry
 from ...wan_model.dit.config import DiTConfig
 from ...wan_model.dit.cost import Shapes, clip_tokens, forward_bytes, largest_weight
 from ...wan_model.dit.model import dit_config
+from ...wan_model.kernels.fused import vae_runtime
 from ...wan_model.vae import fit_decode, plan_decode
 from .. import files
 from ..model import memory, precision
@@ -169,8 +170,9 @@ def decoding(name: str, shape: Sequence[int], place: Place) -> dict:
         tensor.numel() * (encode_dtype if key.startswith(("encoder.", "conv1.")) else dtype).itemsize
         for key, tensor in found.tensors.items()
     )
-    tile = fit_decode(config, shape, (place.free - weights) * host_vae.USABLE, dtype)
-    plan = plan_decode(config, shape, tile, dtype)
+    runtime = vae_runtime(comfy.model_management.vae_device())
+    tile = fit_decode(config, shape, (place.free - weights) * host_vae.USABLE, dtype, runtime)
+    plan = plan_decode(config, shape, tile, dtype, runtime)
     return {
         "name": os.path.basename(name),
         "weights": weights,

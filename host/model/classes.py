@@ -14,8 +14,13 @@ import torch
 
 from ...wan_model.dit.config import DiTConfig
 from ...wan_model.variants import PATCH, VARIANTS
-from . import conditions, memory, packed, precision
+from ...wan_model.variants.models import Host
+from . import conditions, memory, packed, precision, references
+from .causal import CausalDiT
 from .dit import HostDiT
+
+NETWORKS = {"causal": CausalDiT}
+"""Variants whose network answers to more of the host's calls than a plain one."""
 
 
 class HostModel:
@@ -30,7 +35,7 @@ class HostModel:
     def __init__(self, model_config, config: DiTConfig):
         def unet_model(*, operations, dtype, **_):  # without memory: `build` gives it the file's tensors
             device = None if precision.is_quantised(model_config) else "meta"  # quantised layers load to this device
-            return HostDiT(config, ops=operations, dtype=dtype, device=device)
+            return NETWORKS.get(config.variant, HostDiT)(config, ops=operations, dtype=dtype, device=device)
 
         comfy.model_base.BaseModel.__init__(self, model_config, comfy.model_base.ModelType.FLOW, unet_model=unet_model)
         self.image_to_video = config.facts.host.image_to_video
@@ -54,13 +59,17 @@ class HostModel:
             conds["context_latents"] = comfy.conds.CONDList([self.process_latent_in(source) for source in sources])
         if "camera" in self.reads and (rays := kwargs.get("camera_conditions")) is not None:
             conds["camera_conditions"] = comfy.conds.CONDRegular(rays)
-        return conds
+        return references.conditions(self, conds, kwargs) if "ref_latents" in self.reads else conds
 
     def extra_conds_shapes(self, **kwargs):
         """Shapes of what one conditioning adds to the clip: all that the host knows when it makes room for a run."""
         shapes = super().extra_conds_shapes(**kwargs)
         if (behind := kwargs.get("time_dim_concat")) is not None:
             shapes["time_dim_concat"] = list(behind.shape)
+        if (pose := kwargs.get("pose_video_latent")) is not None:
+            shapes.setdefault("pose_latents", list(pose.shape))
+        if (face := kwargs.get("face_video_pixels")) is not None:
+            shapes["face_pixel_values"] = list(face.shape)
         if "vace_context" in self.reads:  # an empty one where none is given
             shapes["vace_context"] = [1, len(kwargs.get("vace_frames") or [None])]
         return shapes
@@ -72,8 +81,9 @@ class HostModel:
 
     def memory_required(self, input_shape, cond_shapes=None):
         """Bytes to keep free for latents of `input_shape` (B, C, F, H, W): `memory.needed`."""
-        shapes = conditions.shapes(cond_shapes or {})
-        return memory.needed(self.diffusion_model.config, input_shape, self.compute_dtype, shapes) + self.workspace
+        shapes, network = conditions.shapes(cond_shapes or {}), self.diffusion_model
+        forward = memory.needed(network.config, input_shape, self.compute_dtype, shapes)
+        return forward + network.kept_bytes(input_shape, self.compute_dtype) + self.workspace
 
 
 def configuration(config: DiTConfig):
@@ -96,14 +106,20 @@ def configuration(config: DiTConfig):
 
 def config_class(variant: str) -> type:
     """Return the host's configuration class of a variant."""
-    return _of_host(comfy.supported_models, VARIANTS[variant].host.config, variant)
+    return _of_host(comfy.supported_models, _names(variant).config, variant)
 
 
 @functools.cache
 def model_class(variant: str) -> type:
     """Return the host's model class of a variant with `HostModel` mixed in; raise ValueError if it has none."""
-    name = VARIANTS[variant].host.model
+    name = _names(variant).model
     return type(name, (HostModel, _of_host(comfy.model_base, name, variant)), {})
+
+
+def _names(variant: str) -> Host:
+    """Return what this host calls the classes of a variant."""
+    names = VARIANTS[variant].host
+    return names if names.instead is None or hasattr(comfy.model_base, names.model) else names.instead
 
 
 def _of_host(module, name: str, variant: str) -> type:

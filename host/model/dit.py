@@ -122,6 +122,10 @@ class HostDiT(WanDiT, inner.InnerNetwork):
         draft.after_text[:0] = run.after_text  # also in the blocks of VACE, as in the host's
         return super().run_blocks(draft)
 
+    def kept_bytes(self, shape, dtype: torch.dtype) -> int:
+        """Return the bytes that a run on latents of `shape` (B, C, F, H, W) keeps between forwards."""
+        return 0
+
     def run_head(self, head, x, time, chunk):
         """As in `WanDiT`; another pack's head takes what the host gives it."""
         return head(x, time) if inner.is_replaced(head) else super().run_head(head, x, time, chunk)

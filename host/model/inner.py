@@ -299,11 +299,10 @@ def dress(network: nn.Module, config: DiTConfig, ops) -> None:
     network.own_rope = (network.rope_embedder,)  # to tell another from it
     of_network = {name: getattr(config, name) for name in ("ffn_dim", "freq_dim", "text_dim", "in_dim", "out_dim")}
     of_network |= {"num_layers": config.layers, "patch_size": PATCH, "text_len": TEXT_LENGTH, "cross_attn_norm": True}
-    images = hasattr(network, "img_emb")
-    note(network, sizes | of_network | {"model_type": "i2v" if images else "t2v"})
-    for absent in ("img_emb", "ref_conv"):
-        if not hasattr(network, absent):
-            setattr(network, absent, None)
+    note(network, sizes | of_network | {"model_type": "i2v" if hasattr(network, "img_emb") else "t2v"})
+    for part in ("img_emb", "ref_conv"):  # the host has both on every network
+        if not hasattr(network, part):
+            setattr(network, part, None)
 
 
 def note(module: nn.Module, attributes: dict) -> None:

@@ -13,7 +13,7 @@ from ...wan_model.dit.model import dit_config
 from ...wan_model.weights import ggml
 from ..observe import preview, timing
 from . import attention as host_attention
-from . import compiled, offload, packed, precision
+from . import compiled, offload, packed, precision, references
 from .classes import configuration, model_class
 from .packed_patcher import PackedPatcher
 
@@ -41,6 +41,8 @@ def load(
     patcher = build(state_dict, dtype, disable_dynamic or compile_blocks, config)
     patcher.model.source = os.path.basename(path)
     patcher.model.mapped = offload.names(patcher.model.diffusion_model, state_dict, "diffusion_model.")
+    if found.latent_rgb is not None:
+        preview.colour(patcher.model, found.latent_rgb)
     preview.watch(patcher)
     timing.watch(patcher)
     host_attention.choose(patcher, attention)
@@ -72,7 +74,10 @@ def build(
         precision.restore_float32(network, state_dict)
     offload_device = comfy.model_management.unet_offload_device()
     model.to(offload_device)
-    return make_patcher(model, comfy.model_management.get_torch_device(), offload_device, disable_dynamic)
+    patcher = make_patcher(model, comfy.model_management.get_torch_device(), offload_device, disable_dynamic)
+    if "ref_latents" in model.reads:
+        references.watch(patcher)
+    return patcher
 
 
 def place(module: torch.nn.Module, state_dict: dict, dtypes: Mapping[str, torch.dtype] | None = None) -> None:

@@ -4,6 +4,7 @@ Each step sends the event `EVENT` to the client that queued the run; the picture
 them (GET /wan/preview). A client that is slow misses steps, one that never asks costs a few small sums.
 """
 
+import copy
 import io
 import secrets
 import time
@@ -20,7 +21,10 @@ from PIL import Image
 
 from ...wan_model import geometry
 from ...wan_model.variants import FAMILIES
+from ...wan_model.weights.marks import LatentRGB
 from .. import server
+from ..model import references
+from ..model.classes import HostModel
 
 EVENT = "wan.preview"
 SIDE = 192  # pixels of a preview frame at most
@@ -66,7 +70,9 @@ class SamplingPreview:
         place = where()
         if place is None or model_wrap.inner_model.latent_format.latent_rgb_factors is None:
             return executor(model_wrap, sigmas, extra_args, callback, *rest)
-        run = Run(place, model_wrap.inner_model.latent_format, self.skip)
+        model = model_wrap.inner_model
+        behind = extra_args["model_options"].get("transformer_options", {}).get(references.KEY, 0)
+        run = Run(place, model.latent_format, (self.skip, behind), frame_rate_of(model))
 
         def show(step, x0, x, steps):
             run.show(step, x0, steps)
@@ -77,10 +83,10 @@ class SamplingPreview:
 
 
 class Run:
-    """One pass of a sampler over the steps of one expert."""
+    """One pass of a sampler over the steps of one expert. around: latent frames before and behind the clip."""
 
-    def __init__(self, place: dict[str, str], latent_format, skip: int):
-        self.place, self.latent_format, self.skip = place, latent_format, skip
+    def __init__(self, place: dict[str, str], latent_format, around: tuple[int, int], frame_rate: int):
+        self.place, self.latent_format, self.around, self.frame_rate = place, latent_format, around, frame_rate
         self.key = secrets.token_urlsafe(16)
         self.start, self.done = time.monotonic(), 0
 
@@ -88,10 +94,12 @@ class Run:
         """Sends step `step` (from 0) of `steps` with what the clip looks like: x0 (B, C, T, h, w) in model space."""
         self.done += 1
         seconds = (time.monotonic() - self.start) / self.done
-        frames = small_frames(x0[0, :, self.skip :], self.latent_format)
+        before, behind = self.around
+        clip = x0[0, :, before : x0.shape[2] - behind]
+        frames = small_frames(clip, self.latent_format)
         instance = server.running()
         instance.app[LATEST].sheet = Sheet(self.key, frames)
-        seconds_of_clip = geometry.video_frames(x0.shape[2] - self.skip) / FAMILIES[x0.shape[1]].frame_rate
+        seconds_of_clip = geometry.video_frames(clip.shape[1]) / self.frame_rate
         data = {
             **self.place,
             "step": step + 1,
@@ -111,6 +119,23 @@ def watch(patcher, skip: int = 0) -> None:
     patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, EVENT, SamplingPreview(skip))
 
 
+def frame_rate_of(model) -> int:
+    """Return the frames a second of what `model` was trained with; of another's model, what its latents tell."""
+    if isinstance(model, HostModel):
+        return model.diffusion_model.config.facts.frame_rate
+    return FAMILIES[model.latent_format.latent_channels].frame_rate
+
+
+def colour(model, latent_rgb: LatentRGB) -> None:
+    """Makes `latent_rgb` the map from latents to colours of the host's `model`, for the host's own preview too.
+
+    The model gets a latent format of its own: the host may share one among models.
+    """
+    model.latent_format = copy.copy(model.latent_format)
+    model.latent_format.latent_rgb_factors = latent_rgb.factors
+    model.latent_format.latent_rgb_factors_bias = latent_rgb.bias
+
+
 def where() -> dict[str, str] | None:
     """The node and prompt that are executed now, or None where there is no client to tell."""
     context = get_executing_context()
@@ -121,7 +146,7 @@ def where() -> dict[str, str] | None:
 
 
 def small_frames(x0: torch.Tensor, latent_format) -> torch.Tensor:
-    """RGB frames (T, h, w, 3), uint8, of a latent clip (C, T, h, w) by the host's linear map of its latents."""
+    """RGB frames (T, h, w, 3), uint8, of a latent clip (C, T, h, w) by the linear map of `latent_format`."""
     wanted = min(x0.shape[1], FRAMES)
     x0 = x0[:, torch.linspace(0, x0.shape[1] - 1, wanted).round().long().tolist()]
     pixels = rearrange(x0, "c t h w -> t c h w").float()

@@ -73,6 +73,11 @@ def check_conditioning(model, conditioning) -> None:
             "adds it.",
             *(model.model.source, config.variant, words),
         )
+    if config.part("pose_branch") and "animate2_cache" in model.model_options["transformer_options"]:
+        logging.info(
+            "WanAnimate2Cache keeps nothing for %s: this pack computes the pose video again in every step.",
+            model.model.source,
+        )
     behind = config.in_dim - config.out_dim
     if behind and "concat_latent_image" not in given:
         logging.warning("The %s model was given no start image: it starts from an empty one.", config.variant)

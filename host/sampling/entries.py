@@ -1,11 +1,11 @@
 """The entries that the host's nodes put into a CONDITIONING, and which of them a model reads."""
 
-ENTRIES = {  # entry -> what it is, for a person, and the condition of the network that it becomes
+ENTRIES = {  # entry -> what it is, for a person, and the conditions of the network that it can become
     "concat_latent_image": ("a start image", "y"),
     "clip_vision_output": ("CLIP vision of the start image", "clip_fea"),
     "vace_frames": ("VACE frames", "vace_context"),
     "time_dim_concat": ("subject pictures (Phantom)", "subject_latents"),
-    "reference_latents": ("a reference picture", "ref_latent"),
+    "reference_latents": ("a reference picture", "ref_latent", "ref_latents"),
     "reference_latent": ("a reference picture", "ref_latent"),
     "context_latents": ("clips or pictures to edit (Bernini)", "context_latents"),
     "audio_embed": ("sound", "audio"),
@@ -37,10 +37,10 @@ def reads(model) -> frozenset[str]:
     """Return the entries that a MODEL of this pack reads."""
     network = model.model.diffusion_model
     conditions = network.reads | ({"y"} if network.config.facts.takes_image else set())
-    return frozenset(entry for entry, (_, condition) in ENTRIES.items() if condition in conditions)
+    return frozenset(entry for entry, (_, *names) in ENTRIES.items() if conditions.intersection(names))
 
 
 def unread_entries(model, conditioning) -> dict[str, str]:
     """Return the entries of `conditioning` that `model` does not read, with words for each, in a fixed order."""
     unread = given(conditioning).keys() - reads(model)
-    return {name: words for name, (words, _) in ENTRIES.items() if name in unread}
+    return {name: words for name, (words, *_) in ENTRIES.items() if name in unread}

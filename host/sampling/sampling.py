@@ -17,7 +17,7 @@ import torch
 from ...wan_model import solvers
 from ..editor import estimate
 from ..observe import preview
-from . import checks
+from . import blockwise, checks
 from .experts import Expert, release
 from .schedule import Schedule
 from .unfinished import Unfinished
@@ -109,7 +109,7 @@ def sample(
     if before is not None or not add_noise:
         add_noise, schedule = False, replace(schedule, from_noise=False)
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
-    sampler = FlowSampler(schedule, before)
+    sampler = blockwise.sampler_of(stages, schedule, before, samples.shape[2]) or FlowSampler(schedule, before)
     callback = latent_preview.prepare_callback(stages[0].model, schedule.steps)
     announce(stages, positive, samples.shape, schedule.steps)
     for stage in stages:

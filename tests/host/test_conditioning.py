@@ -8,6 +8,8 @@ import pytest
 import torch
 from comfy_extras import nodes_wan
 
+import nodes
+
 WIDTH, HEIGHT = 64, 48
 SIZE = {"width": WIDTH, "height": HEIGHT, "batch_size": 1}
 TILE = {"tile_width": 0, "tile_height": 0}
@@ -285,9 +287,9 @@ def test_the_model_sees_the_official_vace_context(load, vace, relative_error, le
     video, pictures = images(length), images(references, seed=1)
     mask = half_mask(length) * torch.arange(length).fmod(3).ne(0)[:, None, None]
     inputs = {"control_video": video, "control_mask": mask, "reference_image": pictures if references else None}
-    positive, _, latent = vace(length=length, **inputs)
+    positive, _, latent, trim = vace(length=length, **inputs)
     assert latent["samples"].shape[2] == (length - 1) // 4 + 1 + references
-    assert latent.get("trim_start", 0) == references
+    assert latent.get("trim_start", 0) == trim == references
     model = load("wan2.1_vace").model
     conds = model.extra_conds(noise=latent["samples"], device=torch.device("cpu"), **positive[0][1])
     context = conds["vace_context"].cond[:, 0]
@@ -296,16 +298,25 @@ def test_the_model_sees_the_official_vace_context(load, vace, relative_error, le
     assert relative_error(context, expected) < 1e-5
 
 
+def test_the_hosts_sampler_and_trim_node_take_references_off(host_node, load, vace):
+    positive, negative, latent, trim = vace(length=9, reference_image=images(2))
+    sampler = nodes.KSampler().sample
+    (whole,) = sampler(load("wan2.1_vace"), 3, 1, 1.0, "euler", "simple", positive, negative, latent)
+    (cut,) = host_node("TrimVideoLatent", samples=whole, trim_amount=trim)
+    assert whole["samples"].shape[2] == 5 and cut["samples"].shape[2] == 3
+    assert torch.equal(cut["samples"], whole["samples"][:, :, 2:])
+
+
 def test_hosts_vace_is_ours(host_node, load, vace, prompt, sampled, relative_error):
     model, vae = load("wan2.1_vace"), load("wan2.1_vae")
     inputs = {"length": 5, "strength": 0.7, "control_video": images(3, 96, 100), "reference_image": images(1, seed=1)}
     mask = half_mask(3)
     host = host_node("WanVaceToVideo", positive=prompt, negative=prompt, vae=vae, control_masks=mask, **SIZE | inputs)
-    ours = sampled(model, *vace(control_mask=mask, **inputs))
+    ours = sampled(model, *vace(control_mask=mask, **inputs)[:3])
     theirs = sampled(model, *host[:3])[:, :, host[3] :]
     assert ours.shape == (1, 16, 2, HEIGHT // 8, WIDTH // 8), "the reference frame is still there"
     assert relative_error(ours, theirs) < 1e-3
-    weaker = sampled(model, *vace(control_mask=mask, **inputs | {"strength": 0.2}))
+    weaker = sampled(model, *vace(control_mask=mask, **inputs | {"strength": 0.2})[:3])
     assert relative_error(weaker, ours) > 1e-3, "the strength changes nothing"
 
 
@@ -323,7 +334,7 @@ def test_chained_contexts_add_up(load, vace, sampled, relative_error):
 
 def test_a_reference_is_whole_on_white(room, load, vace):
     tall = images(1, 96, 32)
-    positive, _, _ = vace(length=5, reference_image=tall)
+    positive, *_ = vace(length=5, reference_image=tall)
     canvas = torch.ones(1, HEIGHT, WIDTH, 3)
     scaled = torch.nn.functional.interpolate(tall.movedim(-1, 1), size=(48, 16), mode="bilinear")
     canvas[:, :, 24:40] = scaled.movedim(1, -1)

@@ -22,7 +22,6 @@ EXPECTED = {
     "video_wan2_2_14B_s2v": "refused",  # then differs: ComfyUI leaves out the 73 frames in front of the sound
     "video_wan2_2_14B_fun_control": "refused",
     "video_wan2_1_infinitetalk": "refused",
-    "video_causal_forcing_i2v": "crashes",
     "video_wan_dancer": "refused",
     "wan2.1_fun_control": "refused",
     "video_wan2_2_5B_fun_control": "refused",

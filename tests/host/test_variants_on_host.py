@@ -17,18 +17,9 @@ FAILURES = (RuntimeError, TypeError, AttributeError, KeyError, IndexError)  # a 
 
 # What is not the same today: "refused" (ValueError), "crashes", or "differs". Delete the row when it is mended.
 EXPECTED = {
-    "s2v": "refused",  # then differs: ComfyUI leaves out the 73 frames in front of the sound
-    "s2v with pose and motion": "refused",  # and puts the far motion elsewhere
-    "animate": "refused",
-    "animate2": "refused",
-    "animate2 with the cache": "refused",
-    "humo": "refused",  # then differs: ComfyUI holds zeros in the reference frames
-    "humo_1.7B": "refused",
-    "infinitetalk with two speakers": "same",  # then differs: ComfyUI has no mask of the background
-    "uni3c": "refused",
-    "causal": "refused",
-    "causal in blocks": "refused",
-    "causal from a picture": "refused",
+    "s2v": "differs",  # test_sound_on_host: ComfyUI leaves out the 73 frames in front of the sound
+    "s2v with pose and motion": "differs",  # and puts the far motion elsewhere
+    "humo": "differs",  # test_sound_on_host: ComfyUI has no noise in the reference frames
 }
 
 

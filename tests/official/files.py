@@ -70,6 +70,7 @@ DITS = {
     "s2v": Kind("official/wan2.2_s2v_14B", blocks=5),  # sound comes in after blocks 0 and 4
     "animate": Kind("official/wan2.2_animate_14B", blocks=5),  # faces come in after block 0
     "animate2": Kind("official/wan2.1_i2v_14B", header={"model_type": "animate2"}),
+    "animate2_deep": Kind("official/wan2.1_i2v_14B", blocks=40, header={"model_type": "animate2"}),
     "causal": Kind("official/wan2.1_t2v_1.3B", "1.3B", header={"causal_ar": True}),
     "humo": Kind("official/humo_17B"),
     "humo_1.7B": Kind("official/humo_1.7B", "1.3B"),

@@ -66,3 +66,73 @@ def test_a_held_first_frame(golden, relative_error):
     latent = run(case, denoise)
     assert torch.equal(latent[:, :1], first[0])
     assert relative_error(latent, case.outputs["latent"]) < 1e-3
+
+
+def test_sound_to_video(golden, relative_error):
+    """The first clip: no motion; the negative branch has another text and no sound."""
+    case = golden("loop_s2v")
+    model, guide = build_dit(case.weights()), float(case.metadata["guide"])
+    given = {name: case.inputs[name][None] for name in ("ref_latent", "pose_latents")}
+    audio = case.inputs["audio"][None]
+
+    def denoise(x, sigma):
+        t = torch.tensor([float(math.trunc(1000 * sigma))])
+        v = model(x, t, case.inputs["context"][None], audio=audio, **given)
+        v_null = model(x, t, case.inputs["context_null"][None], audio=0 * audio, **given)
+        return x - sigma * (v_null + guide * (v - v_null))
+
+    assert relative_error(run(case, denoise), case.outputs["latent"]) < 1e-3
+
+
+def humo_inputs(case):
+    """The golden sound with the silence of the reference frame, and the reference itself."""
+    audio = case.inputs["audio_small"][None].repeat_interleave(8, dim=-1)
+    return (
+        audio,
+        case.inputs["ref_latents"][None],
+        {name: case.inputs[name][None] for name in ("context", "context_null")},
+    )
+
+
+def test_people_from_pictures_and_sound_17b(golden, relative_error):
+    """The authors' three-way guidance: of sound, and of text against the picture or, from `step_change` on, nothing."""
+    case = golden("loop_humo_17b")
+    model, numbers = (
+        build_dit(case.weights()),
+        {k: float(case.metadata[k]) for k in ("scale_a", "scale_t", "step_change")},
+    )
+    audio, reference, texts = humo_inputs(case)
+    zero_vae = case.inputs["zero_vae"][None]
+    mask = torch.zeros_like(zero_vae[:, :4])
+    mask[:, :, -1:] = 1
+    nothing = torch.cat((mask, zero_vae), dim=1)
+
+    def denoise(x, sigma):
+        t = torch.tensor([float(math.trunc(1000 * sigma))])
+        with_picture = {"y": nothing, "ref_latents": reference}
+        tia = model(x, t, texts["context"], audio=audio, **with_picture)
+        ti = model(x, t, texts["context"], audio=0 * audio, **with_picture)
+        early = t.item() > numbers["step_change"]
+        null = model(x, t, texts["context_null"], audio=0 * audio, **(with_picture if early else {"y": nothing}))
+        scale_t = numbers["scale_t"] - (0 if early else 2)
+        return x - sigma * (null + numbers["scale_a"] * (tia - ti) + scale_t * (ti - null))
+
+    assert relative_error(run(case, denoise)[:, :-1], case.outputs["latent"]) < 1e-3
+
+
+def test_people_from_pictures_and_sound_1_7b(golden, relative_error):
+    """The authors' guidance of picture, sound and text, one after the other."""
+    case = golden("loop_humo_1_7b")
+    model, scale = build_dit(case.weights()), {k: float(case.metadata[f"scale_{k}"]) for k in "iat"}
+    audio, reference, texts = humo_inputs(case)
+
+    def denoise(x, sigma):
+        t = torch.tensor([float(math.trunc(1000 * sigma))])
+        tia = model(x, t, texts["context"], audio=audio, ref_latents=reference)
+        ta = model(x, t, texts["context"], audio=audio, ref_latents=0 * reference)
+        just_text = model(x, t, texts["context"], audio=0 * audio, ref_latents=0 * reference)
+        null = model(x, t, texts["context_null"], audio=0 * audio, ref_latents=0 * reference)
+        v = null + scale["i"] * (tia - ta) + scale["a"] * (ta - just_text) + scale["t"] * (just_text - null)
+        return x - sigma * v
+
+    assert relative_error(run(case, denoise)[:, :-1], case.outputs["latent"]) < 1e-3

@@ -15,6 +15,7 @@ from torch.nn import Linear
 
 from tiny import evaluate, family, judge, scenes, tokenizer, train, train_dit, train_vae, trainer, whole_clip
 
+from wan_model import checkpoint
 from wan_model.dit.attention import sdpa
 
 
@@ -125,6 +126,7 @@ def test_the_script_trains_the_whole_family_and_improves_it(tmp_path, monkeypatc
     clip = family.sample(family.load_dit("t2v"), context, context[:1], [0, 1])
     assert clip.isfinite().all() and clip.std() > 0.1
     assert family.load_dit("i2v").config.variant == "i2v_a14b"
+    assert all(checkpoint.inspect(family.path(kind)).latent_rgb is not None for kind in ("t2v", "i2v"))
 
 
 def test_a_share_that_is_odd_is_refused():

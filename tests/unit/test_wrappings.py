@@ -148,7 +148,8 @@ def test_weights_of_another_network_are_refused_by_name(extra, weights, tmp_path
 
 REFUSED = {
     "animate2": ({"model_type": "animate2"}, "a Wan Animate 2 model"),
-    "causal": ({"causal_ar": True, "model_type": "t2v"}, "a causal"),
+    "causal image to video": ({"causal_ar": True, "model_type": "i2v"}, "says 'i2v' and whose weights take 16"),
+    "causal and another": ({"causal_ar": True, "model_type": "flow_rvs"}, "a FlowRVS model"),
     "flow_rvs": ({"model_type": "flow_rvs"}, "a FlowRVS model"),
     "unknown": ({"model_type": "telepathy"}, "'telepathy'"),
     "another image model": ({"image_model": "other"}, "'other'"),
@@ -166,6 +167,13 @@ def test_a_mark_in_the_header_is_refused_by_name(mark, weights, tmp_path):
     for ask in (checkpoint.load, lambda path: checkpoint.expect(path, checkpoint.DIT, "WanModelLoader")):
         with pytest.raises(CheckpointError, match=f"{what}.*load it with ComfyUI's Load Diffusion Model node"):
             ask(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("transformer", [{"causal_ar": True}, {"causal_ar": True, "model_type": "t2v"}])
+def test_a_mark_of_a_causal_model(transformer, weights, tmp_path):
+    metadata = {"config": json.dumps({"transformer": transformer})}
+    save_file(weights, tmp_path / "a.safetensors", metadata=metadata)
+    assert checkpoint.load(tmp_path / "a.safetensors")[1] == "causal"
 
 
 INNOCENT = [
@@ -190,7 +198,6 @@ def test_an_innocent_config_changes_nothing(config, weights, tmp_path):
     "fields, what",
     [
         ({"wan.model_type": "animate2"}, "a Wan Animate 2 model"),
-        ({"wan.causal_ar": True}, "a causal"),
         ({"config": '{"transformer": {"model_type": "flow_rvs"}}'}, "a FlowRVS model"),
         ({"general.type": "model", "wan.model_type": "t2v"}, None),
     ],
@@ -218,7 +225,7 @@ def test_a_gguf_says_it_too(fields, what, weights, tmp_path):
 # The rest of the family
 
 FAMILY = json.loads(gzip.decompress(LAYOUTS.read_bytes()))
-PLAIN = {  # without a mark: what the weights look like is what they are, and how they are sampled is not in a file
+RUN = {  # names and shapes alone tell these; what only the sampling tells is not in a file
     "selfforcing/self_forcing_dmd_1.3B": "t2v",
     "fun/wan2.2_vace_fun_a14b": "vace",
     "official/phantom_1.3B": "t2v",
@@ -230,17 +237,28 @@ PLAIN = {  # without a mark: what the weights look like is what they are, and ho
     "fun/wan2.1_fun_inp_14B": "i2v",
     "fun/wan2.1_fun_v1.1_inp_14B": "i2v",
     "fun/wan2.2_fun_a14b_inp": "i2v_a14b",
+    "fun/wan2.1_fun_control_1.3B": "fun_control",
+    "fun/wan2.1_fun_control_14B": "fun_control",
+    "fun/wan2.1_fun_v1.1_control_1.3B": "fun_control",
+    "fun/wan2.1_fun_v1.1_control_14B": "fun_control",
+    "fun/wan2.1_fun_v1.1_control_camera_1.3B": "fun_camera",
+    "fun/wan2.1_fun_v1.1_control_camera_14B": "fun_camera",
+    "fun/wan2.2_fun_a14b_control": "fun_control_a14b",
+    "fun/wan2.2_fun_a14b_control_camera": "fun_camera_a14b",
+    "fun/wan2.2_fun_5b_inp": "fun_inp_5b",
+    "fun/wan2.2_fun_5b_control": "fun_control_5b",
+    "fun/wan2.2_fun_5b_control_camera": "fun_camera_5b",
+    "comfy/scail_14B": "scail",
+    "comfy/scail2_14B": "scail2",
+    "official/wan2.2_s2v_14B": "s2v",
+    "official/humo_17B": "humo",
+    "official/humo_1.7B": "humo_1.7b",
+    "official/infinitetalk_14B_merged": "infinitetalk",
+    "official/wan2.2_animate_14B": "animate",
+    "diffusers/wan2.2_animate_14B": "animate",
 }
 REFUSALS = {
-    "official/wan2.2_s2v_14B": "a Wan speech-to-video model",
-    "official/wan2.2_animate_14B": "a Wan Animate model",
-    "diffusers/wan2.2_animate_14B": "a Wan Animate model",
-    "official/humo_17B": "a HuMo model",
-    "official/humo_1.7B": "a HuMo model",
-    "official/infinitetalk_14B_merged": "an InfiniteTalk or MultiTalk model",
-    "official/infinitetalk_14B_adapter": "an InfiniteTalk or MultiTalk model",
-    "comfy/scail_14B": "a SCAIL model",
-    "comfy/scail2_14B": "a SCAIL 2 model",
+    "official/infinitetalk_14B_adapter": "an InfiniteTalk or MultiTalk model patch, for ModelPatchLoader",
 }
 
 
@@ -252,10 +270,10 @@ def test_each_member_of_the_family_is_run_as_what_it_is_or_refused_by_name(name)
     except ValueError as error:
         assert "channels" in str(error), (name, error)
         return
-    if name in PLAIN:
-        assert found.variant == PLAIN[name]
+    if name in RUN:
+        assert found.variant == RUN[name]
     else:
-        assert found.variant is None and found.elsewhere
+        assert found.variant is None and found.elsewhere == (name != "official/infinitetalk_14B_adapter")
         assert REFUSALS.get(name, "a Wan") in found.holds
 
 

@@ -58,10 +58,11 @@ class BlockInputs:
     time: time embedding, float32 (B or 1, R, dim), which no block reads; e: the modulation made of it, (B or 1, R, 6,
     dim). counts: tokens that each of the R rows serves, one after the other;
     None where it is the same number for all. rope: table of the tokens. context: embedded text (B, n, dim).
-    image_context: embedded CLIP tokens (B, n, dim), or None. attention, cross_attention: run self-attention, and
-    attention to text and images. after_text: called one after the other with the block and x (B, L, dim), between the
-    attention to the text and the feed-forward; each returns the new x. chunk: how many tokens at most are projected at
-    once, or None for all: the same result, with less memory in use.
+    image_context: embedded CLIP tokens (B, n, dim), or None. keys_values: what `CrossAttention.keys_values` made of
+    both in an earlier forward, or None. attention, cross_attention: run self-attention, and attention to text and
+    images. after_text: called one after the other with the block and x (B, L, dim), between the attention to the text
+    and the feed-forward; each returns the new x. chunk: how many tokens at most are projected at once, or None for all:
+    the same result, with less memory in use.
     """
 
     time: Tensor
@@ -72,6 +73,7 @@ class BlockInputs:
     attention: Attention
     cross_attention: Attention
     counts: tuple[int, ...] | None = None
+    keys_values: list[tuple[Tensor, Tensor]] | None = None
     after_text: tuple[Callable, ...] = ()
     chunk: int | None = None
     kernels: Kernels = TORCH
@@ -240,7 +242,7 @@ class Block(nn.Module):
 
     def attend_context(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """Return x plus attention to the text and image context."""
-        keys_values = self.cross_attn.keys_values(inputs)
+        keys_values = inputs.keys_values or self.cross_attn.keys_values(inputs)
 
         def add(tokens: Piece, rows: Piece) -> tuple[Tensor, ...]:
             of_sample = [(k[tokens[0]], v[tokens[0]]) for k, v in keys_values]

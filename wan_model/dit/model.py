@@ -20,7 +20,9 @@ from .sequence import Draft, Sequence
 
 # The one place that says what is more precise than the rest: these parameters are kept in float32 and what they take
 # part in is computed in float32. Everything else, the residual stream too, is in the dtype of `x`.
-FLOAT32_NAMES = re.compile(r"(time_embedding|time_projection|head|head_global)\.|.*\bmodulation$")
+FLOAT32_NAMES = re.compile(
+    r"(time_embedding|time_projection|fps_embedding|fps_projection|head|head_global)\.|.*\bmodulation$"
+)
 
 
 class WanDiT(nn.Module):
@@ -89,7 +91,7 @@ class WanDiT(nn.Module):
             sides=sides,
             t=t.reshape(t.shape[0], -1),
             clip=self.patch_embedding(x),
-            context=self.text_embedding(_pad_text(context)),
+            context=self.embed_text(context),
             runtime=runtime,
         )
         for part in self.config.parts:
@@ -151,6 +153,10 @@ class WanDiT(nn.Module):
         frequency = 10000 ** -(torch.arange(half, dtype=exact, device=t.device) / half)
         angle = t.to(exact).unsqueeze(-1) * frequency  # (B, R, freq_dim / 2)
         return self.time_embedding(torch.cat((angle.cos(), angle.sin()), dim=-1).float())
+
+    def embed_text(self, context: Tensor) -> Tensor:
+        """Return (B, 512, dim) of text embeddings (B, L, text_dim)."""
+        return self.text_embedding(_pad_text(context))
 
     @staticmethod
     def pad_to_patch(x: Tensor) -> Tensor:

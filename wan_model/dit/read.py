@@ -59,6 +59,7 @@ def read_config(state_dict: Mapping[str, Tensor], header: Mapping[str, object] |
             f"This Wan DiT takes {in_dim} channels and makes {out_dim}, and of its tensors there is {len(unread)} that "
             f"no Wan {variant} model reads {unread}: no supported variant does."
         )
+    kinds = (*(PARTS[name] for name in found), *(STREAMS[name] for name in row.streams))
     return DiTConfig(
         variant=variant,
         dim=dim,
@@ -69,5 +70,5 @@ def read_config(state_dict: Mapping[str, Tensor], header: Mapping[str, object] |
         out_dim=out_dim,
         text_dim=sizes.size("text_embedding.0.weight", 1),
         freq_dim=sizes.size("time_embedding.0.weight", 1),
-        parts=(*(PARTS[name].read(sizes, layers) for name in found), *(STREAMS[name]() for name in row.streams)),
+        parts=tuple(kind.read(sizes, layers) for kind in kinds),
     )

@@ -31,13 +31,14 @@ class Host:
     """How ComfyUI knows a variant.
 
     model: class of `comfy.model_base`. config: class of `comfy.supported_models`. type: its model_type. image_to_video:
-    the argument that this configuration gives the model class.
+    the argument that this configuration gives the model class. instead: for a ComfyUI that lacks the two.
     """
 
     model: str = "WAN21"
     config: str = "WAN21_T2V"
     type: str = "t2v"
     image_to_video: bool = False
+    instead: "Host | None" = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Variant:
     title: for a sentence. in_dim: channels into the patch embedding. parts: names of the parts (`dit.parts`) that every
     checkpoint of it has; optional: those that some have; streams: parts without weights. mark: the entry of the file
     header's transformer config that tells it from a variant with the same weights. sampling: of a model that comes
-    alone; experts: of a pair of experts, for a variant whose checkpoints may be one.
+    alone; experts: of a pair of experts, for a variant whose checkpoints may be one. own_frame_rate: of its training
+    clips, where that is not the family's.
     """
 
     title: str
@@ -60,6 +62,12 @@ class Variant:
     host: Host = field(default_factory=Host)
     sampling: Sampling = field(default_factory=Sampling)
     experts: Sampling | None = None
+    own_frame_rate: int | None = None
+
+    @property
+    def frame_rate(self) -> int:
+        """Frames a second of the training clips."""
+        return self.own_frame_rate or self.family.frame_rate
 
     @property
     def takes_image(self) -> bool:
@@ -73,6 +81,12 @@ VARIANTS = {
         "text to video",
         streams=("subjects", "sources"),
         experts=Sampling(shift=12.0, steps=40, guidance=4.0, boundary=0.875, low_noise_guidance=3.0),
+    ),
+    "causal": Variant(
+        "text to video in blocks of frames, causal",
+        mark=("causal_ar", True),
+        host=Host("WAN21_CausalAR", "WAN21_CausalAR_T2V", instead=Host()),
+        sampling=Sampling(steps=4, guidance=1.0),
     ),
     "i2v": Variant(
         "image to video",
@@ -94,6 +108,28 @@ VARIANTS = {
         host=Host("WAN21_Vace", "WAN21_Vace", "vace"),
         sampling=Sampling(shift=16.0),
         experts=Sampling(shift=12.0, steps=40, guidance=4.0, boundary=0.875, low_noise_guidance=3.0),
+    ),
+    "skyreels_df": Variant(
+        "text and image to video, SkyReels-V2 Diffusion Forcing",
+        parts=frozenset({"frame_rate"}),
+        host=Host(model="WAN22"),  # whose timesteps follow the mask of held frames
+        sampling=Sampling(shift=8.0, steps=30, guidance=6.0, frames=97),
+    ),
+    "animate": Variant(
+        "pose and face video to video, Animate",
+        in_dim=36,
+        parts=frozenset({"clip", "animate"}),
+        host=Host("WAN22_Animate", "WAN22_Animate", "animate"),
+        sampling=Sampling(steps=20, guidance=1.0, frames=77),
+    ),
+    "animate2": Variant(
+        "pose video to video, Animate 2",
+        in_dim=36,
+        parts=frozenset({"clip"}),
+        streams=("pose_branch",),
+        mark=("model_type", "animate2"),
+        host=Host("WAN_Animate2", "WAN_Animate2", "animate2", image_to_video=True),
+        sampling=Sampling(steps=40, guidance=3.0),
     ),
     "i2v_a14b": Variant(
         "image to video, A14B",
@@ -128,6 +164,35 @@ VARIANTS = {
         in_dim=100,
         host=Host("WAN22", "WAN22_T2V", image_to_video=True),
         sampling=Sampling(frames=121),
+    ),
+    "s2v": Variant(
+        "sound to video",
+        parts=frozenset({"s2v"}),
+        host=Host("WAN22_S2V", "WAN22_S2V", "s2v"),
+        sampling=Sampling(shift=3.0, steps=40, guidance=4.5, frames=77),
+    ),
+    "humo": Variant(
+        "people from pictures and sound, HuMo 17B",
+        in_dim=36,
+        parts=frozenset({"humo"}),
+        host=Host("WAN21_HuMo", "WAN21_HuMo", "humo"),
+        sampling=Sampling(guidance=5.0, frames=97),
+        own_frame_rate=25,
+    ),
+    "humo_1.7b": Variant(
+        "people from pictures and sound, HuMo 1.7B",
+        parts=frozenset({"humo"}),
+        host=Host("WAN21_HuMo", "WAN21_HuMo", "humo"),
+        sampling=Sampling(guidance=5.0, frames=97),
+        own_frame_rate=25,
+    ),
+    "infinitetalk": Variant(
+        "image and sound to video, InfiniteTalk and MultiTalk",
+        in_dim=36,
+        parts=frozenset({"clip", "voices"}),
+        host=I2V,
+        sampling=Sampling(shift=7.0, steps=40),
+        own_frame_rate=25,
     ),
     "fun_camera": Variant(
         "camera path to video, Fun",

@@ -6,9 +6,12 @@ The official side of None drops a duplicate.
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
+
+import torch
+from torch import Tensor
 
 Table = tuple[tuple[str, str | None], ...]
 
@@ -91,7 +94,39 @@ _DIT_BLOCK = (
     ("proj_out", "after_proj"),
 )
 
-DIT_DIFFUSERS = (  # WanTransformer3DModel and WanVACETransformer3DModel
+_CONVOLUTIONS = "motion_encoder.enc.net_app.convs"
+_ANIMATE = (
+    ("motion_encoder.conv_in.act_fn", f"{_CONVOLUTIONS}.0.1"),
+    ("motion_encoder.conv_in", f"{_CONVOLUTIONS}.0.0"),
+    *(
+        (f"motion_encoder.res_blocks.{block}.{theirs}", f"{_CONVOLUTIONS}.{block + 1}.{ours}")
+        for block in range(7)
+        for theirs, ours in (
+            ("conv1.act_fn", "conv1.1"),
+            ("conv1", "conv1.0"),
+            ("conv2.act_fn", "conv2.2"),
+            ("conv2", "conv2.1"),
+            ("conv_skip", "skip.1"),
+        )
+    ),
+    ("motion_encoder.conv_out", f"{_CONVOLUTIONS}.8"),
+    ("motion_encoder.motion_network", "motion_encoder.enc.fc"),
+    ("motion_encoder.motion_synthesis_weight", "motion_encoder.dec.direction.weight"),
+    *((f"face_encoder.{name}", f"face_encoder.{name}.conv") for name in ("conv1_local", "conv2", "conv3")),
+    *(
+        (f"face_adapter.#.{theirs}", f"face_adapter.fuser_blocks.#.{ours}")
+        for theirs, ours in (
+            ("to_q", "linear1_q"),
+            ("to_k", "linear1_kv.k"),  # `assemble` joins the two
+            ("to_v", "linear1_kv.v"),
+            ("to_out", "linear2"),
+            ("norm_q", "q_norm"),
+            ("norm_k", "k_norm"),
+        )
+    ),
+)
+
+DIT_DIFFUSERS = (  # WanTransformer3DModel, WanVACETransformer3DModel and WanAnimateTransformer3DModel
     ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
     ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
     ("condition_embedder.time_proj", "time_projection.1"),
@@ -109,7 +144,46 @@ DIT_DIFFUSERS = (  # WanTransformer3DModel and WanVACETransformer3DModel
     ),
     ("scale_shift_table", "head.modulation"),
     ("proj_out", "head.head"),
+    *_ANIMATE,
 )
+
+ANIMATE2_DIFFUSERS = tuple(  # WanAnimate2Transformer3DModel: names of its own for the projections alone
+    (f"blocks.#.{part}.{theirs}", f"blocks.#.{part}.{ours}")
+    for part in ("self_attn", "cross_attn")
+    for theirs, ours in (
+        *(("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o")),
+        *(("add_k_proj", "k_img"), ("add_v_proj", "v_img"), ("norm_added_k", "norm_k_img")),
+    )
+)
+
+DIT_OFFICIAL = (  # the blur of Animate's motion encoder is a constant
+    (f"{_CONVOLUTIONS}.#.conv2.0.kernel", None),
+    (f"{_CONVOLUTIONS}.#.skip.0.kernel", None),
+)
+
+_HALF = re.compile(r"(?<=\.linear1_kv)\.[kv](?=\.)")
+_CHANNELS = re.compile(re.escape(_CONVOLUTIONS) + r"\..*bias$")
+
+
+def assemble(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors by official name, from those that a table of `LAYOUTS` has renamed; meta tensors will do.
+
+    Keys and values of Animate's attention to faces are one tensor, and the biases of its convolutions have four axes.
+    Raise ValueError if keys and values have scales of their own, as quantised ones do.
+    """
+    whole = {}
+    for name, tensor in sorted(tensors.items()):
+        whole.setdefault(_HALF.sub("", name), []).append(tensor)
+    for name, parts in whole.items():
+        if len(parts) > 1 and not all(part.is_floating_point() and part.itemsize > 1 for part in parts):
+            raise ValueError(
+                f"it holds the keys and the values of {name} apart and quantised: choose a file with ComfyUI's names, "
+                "or one in bfloat16."
+            )
+    joined = {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in whole.items()}
+    flat = {name for name, tensor in joined.items() if tensor.ndim == 1 and _CHANNELS.match(name)}
+    return {name: tensor.view(1, -1, 1, 1) if name in flat else tensor for name, tensor in joined.items()}
+
 
 _RESIDUAL = (
     ("norm1", "residual.0"),
@@ -175,18 +249,25 @@ class Layout:
     """How one source names the parameters of one kind of model.
 
     kind: "dit", "vae", "umt5" or "clip_vision". source: who names them so. marks: official or foreign names that only
-    this layout has. table: to the official names.
+    this layout has. table: to the official names. header: what it says of the model, as in the `transformer` entry of a
+    file's header.
     """
 
     kind: str
     source: str
     marks: tuple[str, ...]
     table: Table = ()
+    header: Mapping[str, object] = field(default_factory=dict)
 
 
 PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.")
+ANIMATE2 = {"model_type": "animate2"}
 LAYOUTS = (
-    Layout("dit", "official", ("patch_embedding.weight", "head.modulation")),
+    Layout(
+        "dit", "official", ("head.modulation", "blocks.0.block.modulation"), (("blocks.#.block", "blocks.#"),), ANIMATE2
+    ),
+    Layout("dit", "diffusers", ("head.modulation", "blocks.0.self_attn.to_q.weight"), ANIMATE2_DIFFUSERS, ANIMATE2),
+    Layout("dit", "official", ("patch_embedding.weight", "head.modulation"), DIT_OFFICIAL),
     Layout("dit", "diffusers", ("patch_embedding.weight", "condition_embedder.time_proj.weight"), DIT_DIFFUSERS),
     Layout("vace_module", "official", ("vace_patch_embedding.weight", "vace_blocks.0.before_proj.weight")),
     Layout("vae", "official", ("conv2.weight", "decoder.middle.0.residual.0.gamma")),
@@ -215,7 +296,6 @@ LORA = (r"[._](lora_(up|down|[AB])|lokr_w[12]|hada_w[12]_[ab])(\.|$)", "a LoRA, 
 RELATIVES = (  # models built on Wan that this pack does not run; looked for before the layouts, which they fit, too
     (r"(^|\.)(casual_audio_encoder|audio_injector)\.", "a Wan speech-to-video model"),
     (r"(^|\.)audio_proj\.audio_proj_glob", "a HuMo model built on Wan"),
-    (r"(^|\.)(face_adapter\.fuser_blocks|pose_patch_embedding)\.", "a Wan Animate model"),
     (r"(^|\.)control_adapter\.conv\.", "a Wan camera control model"),
     (r"(^|\.)patch_embedding_mask\.", "a SCAIL 2 model built on Wan"),
     (r"(^|\.)patch_embedding_pose\.", "a SCAIL model built on Wan"),
@@ -224,6 +304,10 @@ RELATIVES = (  # models built on Wan that this pack does not run; looked for bef
     (r"(^|\.)ref_conv\.", "a Wan Fun control model"),
 )
 OTHERS = (  # looked for where no layout fits
+    (
+        r"(^|\.)audio_proj\.proj1_vf\.",
+        "an InfiniteTalk or MultiTalk model patch, for ModelPatchLoader",
+    ),
     (r"^(model\.diffusion_model\.)?txt_in\.individual_token_refiner\.", "a HunyuanVideo model"),
     (r"(^|\.)double_blocks\.0\.img_attn\.|(^|\.)single_transformer_blocks\.0\.", "a Flux model"),
     (r"(^|\.)joint_blocks\.0\.", "a Stable Diffusion 3 model"),

@@ -6,6 +6,7 @@ weights look like (`comfy/model_detection.py`, Wan). Some models differ from a p
 
 import json
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from ..variants import VARIANTS
 
@@ -25,6 +26,45 @@ NAMES = {  # values of it that tell a model from a plain one, and entries of the
     "scail2": "a SCAIL 2 model built on Wan",
     "wandancer": "a Wan Dancer model",
 }
+
+LATENT_RGB = "latent_rgb"  # key of a header
+LARGEST = 1e3  # of the numbers under it
+
+
+class LatentRGB(NamedTuple):
+    """A linear map from normalised latents to RGB in [-1, 1].
+
+    factors: three numbers for each latent channel. bias: three numbers.
+    """
+
+    factors: list[list[float]]
+    bias: list[float]
+
+
+def read_latent_rgb(metadata: Mapping[str, str], channels: int) -> tuple[LatentRGB | None, tuple[str, ...]]:
+    """Return the map of latents with as many channels that a header carries, or None; and notes on why not.
+
+    It is a JSON text under `LATENT_RGB`: {"factors": [[r, g, b], ...], "bias": [r, g, b]}.
+    """
+    if LATENT_RGB not in metadata:
+        return None, ()
+    try:
+        given = json.loads(metadata[LATENT_RGB])
+        found = LatentRGB(given["factors"], given["bias"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        found = LatentRGB([], [])
+    if _is_list(found.factors, channels) and all(_is_colour(row) for row in (*found.factors, found.bias)):
+        return found, ()
+    wanted = f"{channels} x 3 factors and 3 biases, finite numbers"
+    return None, (f"the {LATENT_RGB} in its header is not {wanted}: previews are in the colours of other models.",)
+
+
+def _is_colour(value: object) -> bool:
+    return _is_list(value, 3) and all(type(part) in (int, float) and -LARGEST < part < LARGEST for part in value)
+
+
+def _is_list(value: object, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length
 
 
 def read_marks(metadata: Mapping[str, str]) -> dict[str, object]:
@@ -55,8 +95,9 @@ def unsupported(marks: Mapping[str, object], variant: str) -> str | None:
     stated = [name for name in NAMES if name == kind or marks.get(name) is True]
     if image_model != "wan2.1" or not (kind is None or kind in NAMES or kind in KNOWN_TYPES):
         return f"a model whose header says {str(image_model)[:40]!r}, {str(kind)[:40]!r}"
-    if row.mark is None and set(stated) - {variant, row.host.type}:
-        return NAMES[stated[0]]
+    foreign = [name for name in stated if name not in (variant, row.host.type, *(row.mark or ()))]
+    if foreign:
+        return NAMES[foreign[0]]
     claimed = VARIANTS.get(kind, row)
     if claimed.takes_image != row.takes_image or claimed.parts - row.parts - CLIP_PARTS:
         channels = f"take {row.in_dim} channels and make {row.family.channels}"

@@ -60,6 +60,20 @@ class Part:
         return 0
 
 
+def check_pose(config: DiTConfig, given: Mapping[str, object], x: Tensor) -> None:
+    """Raise ValueError if `pose_latents` do not fit a latent `x` whose first frame is a reference image."""
+    pose = given.get("pose_latents")
+    if pose is None:
+        return
+    wanted = (config.out_dim, x.shape[2] - 1, *x.shape[3:])
+    if pose.shape[1:] != wanted or pose.shape[0] not in (1, x.shape[0]):
+        raise ValueError(
+            f"The pose video is {pose.shape[0]} x {tuple(pose.shape[1:])} (batch x channels, frames, height, width) as "
+            f"a latent, this clip needs {x.shape[0]} x {wanted}, a frame less than the clip, which begins with the "
+            "reference image: make both for the same size and length."
+        )
+
+
 def check_same_size(name: str, condition: Tensor, x: Tensor) -> None:
     """Raise ValueError if batch, frames or sides of `condition` are not those of the latent `x`."""
     if condition.shape[2:] != x.shape[2:] or condition.shape[0] != x.shape[0]:

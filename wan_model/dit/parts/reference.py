@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ...variants import PATCH
+from ..config import DiTConfig
 from ..cost import clip_tokens
 from ..sequence import Stream, to_tokens
 from .base import Part
@@ -28,12 +31,8 @@ class Reference(Part):
         network.ref_conv = ops.Conv2d(self.channels, config.dim, kernel_size=PATCH[1:], stride=PATCH[1:], **factory)
 
     def check(self, config, given, x):
-        latent = given.get("ref_latent")
-        if latent is not None and (latent.shape[1] != self.channels or latent.shape[2] != 1):
-            raise ValueError(
-                f"The reference latent is {tuple(latent.shape)}, this {config.variant} model takes (batch, "
-                f"{self.channels}, 1, height, width): encode one image with the VAE of the model."
-            )
+        if "ref_latent" in given:
+            check_reference(config, given["ref_latent"], self.channels)
 
     def prepare(self, network, draft):
         """Put `ref_latent` (B, C, 1, H, W) before the clip as rotary frame 0, which moves the clip on by one frame."""
@@ -46,3 +45,12 @@ class Reference(Part):
 
     def extra_tokens(self, shape, shapes):
         return clip_tokens((1, *shapes["ref_latent"][1:])) if "ref_latent" in shapes else 0
+
+
+def check_reference(config: DiTConfig, latent: Tensor, channels: int) -> None:
+    """Raise ValueError if `latent` is not that of one image, (B, channels, 1, H, W)."""
+    if latent.ndim != 5 or latent.shape[1] != channels or latent.shape[2] != 1:
+        raise ValueError(
+            f"The reference latent is {tuple(latent.shape)}, this {config.variant} model takes (batch, "
+            f"{channels}, 1, height, width): encode one image with the VAE of the model."
+        )

@@ -1,0 +1,192 @@
+"""Causal models in the host: its sampler on our MODEL, and what it is refused for."""
+
+import comfy.model_base
+import comfy.model_management
+import comfy.utils
+import pytest
+import torch
+from comfy.k_diffusion.sampling import default_noise_sampler
+from official import files, runner
+
+HOST_HAS_CAUSAL = hasattr(comfy.model_base, "WAN21_CausalAR")
+needs_sampler = pytest.mark.skipif(not HOST_HAS_CAUSAL, reason="this ComfyUI has no sampler of causal models")
+
+
+@pytest.fixture
+def model(room, tmp_path):
+    path = files.write_dit(tmp_path / "causal.safetensors", "causal")
+    return room("host.model.loading").load(str(path), "float32")
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def sample(model, cfg=1.0, frames=3):
+    """The latent of the host's sampler of causal models, framewise, in two steps."""
+    runner.load_extra_nodes()
+    text = [[random(1, 8, 4096), {}]]
+    return runner.run_node(
+        "SamplerCustom",
+        model=model, add_noise=True, noise_seed=1, cfg=cfg, positive=text, negative=text,
+        sampler=runner.run_node("SamplerARVideo", num_frame_per_block=1)[0], sigmas=torch.tensor([1.0, 0.8, 0.0]),
+        latent_image={"samples": torch.zeros(1, 16, frames, 8, 8)},
+    )[0]["samples"]  # fmt: skip
+
+
+def rollout(room, model, noise, renoise, **options):
+    """The latent of `wan_model` alone, as the host has it."""
+    network = room("wan_model").build_dit(dict(model.model.diffusion_model.state_dict()))
+    blocks = room("wan_model.causal").rollout(network, noise, random(1, 8, 4096), renoise=renoise, **options)
+    return model.model.process_latent_out(torch.cat(list(blocks), dim=2))
+
+
+@pytest.fixture
+def wan_sampler(run_node):
+    def run(model, frames, **changes):
+        text, latent = [[random(1, 8, 4096), {}]], {"samples": torch.zeros(1, 16, frames, 8, 8)}
+        widgets = {"seed": 1, "denoise": 1.0, "steps": 20, "guidance": 5.0, "shift": 8.0, "solver": "unipc"}
+        inputs = {"model": model, "positive": text, "negative": text, "latent": latent, "preset": "self-forcing"}
+        inputs |= widgets
+        return run_node("WanSampler", **inputs | changes)[0]["samples"]
+
+    return run
+
+
+def host_noise(frames, block, steps):
+    """The noise of a run from seed 1, and what is added after each step but the last: block by block."""
+    noise = torch.randn((1, 16, frames, 8, 8), generator=torch.manual_seed(1))
+    draw = default_noise_sampler(noise[:, :, :block], seed=1)
+    blocks = [torch.stack([draw(None, None) for _ in range(steps - 1)]) for _ in range(frames // block)]
+    return noise, torch.cat(blocks, dim=3)
+
+
+def test_wan_sampler_makes_blocks(model, room, wan_sampler, relative_error):
+    """Four steps, blocks of three frames; more frames than the window holds."""
+    noise, renoise = host_noise(9, 3, 4)
+    model = model.clone()
+    settings = room("wan_model.variants.rollout").Rollout(block=3, window=6, sink=1)
+    model.model_options["transformer_options"]["wan_rollout"] = settings
+    sigmas = [1.0, 0.9375, 0.8333333, 0.625]
+    expected = rollout(room, model, noise, renoise, sigmas=sigmas, blocks=3, window=6, sink=1)
+    assert relative_error(wan_sampler(model, 9), expected) < 1e-4
+
+
+def test_wan_sampler_goes_on_from_given_frames(model, room, wan_sampler, relative_error):
+    given, model = random(1, 16, 1, 8, 8, seed=4), model.clone()
+    model.model_options["transformer_options"]["ar_config"] = {"initial_latent": given}
+    noise, renoise = host_noise(4, 3, 4)
+    initial = model.model.process_latent_in(given)
+    settings = {"sigmas": [1.0, 0.9375, 0.8333333, 0.625], "blocks": 3, "initial": initial}
+    expected = rollout(room, model, noise[:, :, 1:], renoise, **settings)
+    made = wan_sampler(model, 4)
+    assert relative_error(made[:, :, 1:], expected) < 1e-4
+    assert relative_error(made[:, :, :1], given) < 1e-6
+
+
+def test_a_framewise_file_by_its_name(room, tmp_path, wan_sampler, relative_error):
+    path = files.write_dit(tmp_path / "causal_forcing-framewise.safetensors", "causal")
+    model = room("host.model.loading").load(str(path), "float32")
+    noise, renoise = host_noise(2, 1, 4)
+    expected = rollout(room, model, noise, renoise, sigmas=[1.0, 0.9375, 0.8333333, 0.625], blocks=1)
+    assert relative_error(wan_sampler(model, 2), expected) < 1e-4
+
+
+@pytest.mark.parametrize("solver", ["euler", "unipc"])
+def test_wan_sampler_with_a_solver_of_the_ode(solver, model, room, wan_sampler, relative_error):
+    steps = {"solver": solver, "steps": 4, "shift": 3.0}
+    made = wan_sampler(model, 6, preset="none", guidance=1.0, **steps)
+    network = room("wan_model").build_dit(dict(model.model.diffusion_model.state_dict()))
+    text, sigmas = random(1, 8, 4096), room("wan_model.solvers").flow_sigmas(4, 3.0, solver)
+    settings = {"sigmas": sigmas, "guidance": 1.0, "blocks": 3, "solver": solver}
+    blocks = room("wan_model.causal").guided(network, host_noise(6, 3, 2)[0], text, text, **settings)
+    assert relative_error(made, model.model.process_latent_out(torch.cat(list(blocks), dim=2))) < 1e-4
+
+
+def test_cancel_and_progress(model, wan_sampler, monkeypatch):
+    """Progress counts the steps of all blocks, and a cancelled run leaves nothing on the MODEL."""
+    seen = []
+
+    def update(bar, value, total=None, preview=None, **options):
+        seen.append((value, total))
+        if len(seen) == 6:
+            raise comfy.model_management.InterruptProcessingException
+
+    monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", update)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        wan_sampler(model, 9)
+    assert seen == [(value, 12) for value in range(1, 7)]
+    assert "ar_state" not in model.model_options["transformer_options"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"frames": 4}, "has 4 latent frames, and causal.safetensors makes blocks of 3: choose a length of 9"),
+        ({"frames": 3, "preset": "none"}, "runs alone and without guidance"),
+        ({"frames": 3, "end_step": 2}, "its run cannot be split"),
+    ],
+)
+def test_what_wan_sampler_cannot_make(changes, words, model, wan_sampler):
+    with pytest.raises(ValueError, match=words):
+        wan_sampler(model, **changes)
+
+
+def test_a_step_cache_is_refused(model, room, wan_sampler):
+    step_cache = room("host.sampling.step_cache")
+    cached = step_cache.apply(model, step_cache.Settings("easycache", 0.1, 0.1, 0.9))
+    with pytest.raises(ValueError, match="step cache would reuse"):
+        wan_sampler(cached, 3)
+
+
+@needs_sampler
+def test_it_is_the_authors_rollout(model, room, relative_error):
+    """The host's sampler draws its noise itself; with the same noise it makes what our rollout does."""
+    drawn = []
+
+    def draw(like, generate=torch.randn_like):
+        drawn.append(generate(like))
+        return drawn[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn_like", draw)
+        made = sample(model)
+    noise = torch.randn((1, 16, 3, 8, 8), generator=torch.manual_seed(1))
+    latent = rollout(room, model, noise, torch.cat(drawn, dim=2)[None], sigmas=[1.0, 0.8], blocks=1)
+    assert relative_error(made, latent) < 1e-4
+
+
+@needs_sampler
+def test_guidance_is_refused(model):
+    with pytest.raises(ValueError, match="set cfg to 1"):
+        sample(model, cfg=2.0)
+
+
+@needs_sampler
+def test_an_altered_block_is_refused(model):
+    model.add_object_patch("diffusion_model.blocks.0.self_attn.forward", lambda x, *arguments, **options: x)
+    with pytest.raises(ValueError, match="replaces parts of the network's blocks"):
+        sample(model)
+
+
+@needs_sampler
+def test_the_hosts_inner_calls(model, room, relative_error):
+    """`forward_block` with the caches of `init_kv_caches`; a reset forgets all frames."""
+    network = model.model.diffusion_model
+    x, t, text = random(1, 16, 2, 8, 8), torch.full((1, 2), 600.0), random(1, 8, 4096)
+    caches, texts = network.init_kv_caches(1, 64, "cpu", torch.float32), network.init_crossattn_caches(1, "cpu", None)
+    first = network.forward_block(x, t, text, 0, caches, texts)
+    assert [cache["end"] for cache in caches] == [32]
+    second = network.forward_block(x, t, text, 2, caches, texts)
+    assert [cache["end"] for cache in caches] == [64]
+    network.reset_kv_caches(caches)
+    assert relative_error(second, first) > 1e-3
+    assert relative_error(network.forward_block(x, t, text, 0, caches, texts), first) < 1e-6
+
+
+@needs_sampler
+def test_the_host_makes_room_for_the_cache(model, room):
+    config, shape = model.model.diffusion_model.config, (1, 16, 21, 60, 104)
+    needed = room("host.model.memory").needed(config, shape, torch.float32)
+    cache = 2 * config.layers * config.dim * 4 * (21 * 30 * 52 + 512)
+    assert model.model.memory_required(shape) == needed + cache

@@ -1,0 +1,13 @@
+"""Causal models: a few latent frames at a time, from the keys and values of those before.
+
+Self-Forcing, Causal-Forcing, LongLive and Rolling Forcing. Their checkpoints have the names of a text-to-video model:
+what is causal is how it is called.
+"""
+
+from .blocks import guided, rollout
+from .cache import Cache, cache_bytes, from_frame
+from .clip import over_clip
+from .history import History, spans
+from .window import rolling
+
+__all__ = ["Cache", "History", "cache_bytes", "from_frame", "guided", "over_clip", "rolling", "rollout", "spans"]

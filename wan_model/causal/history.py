@@ -1,0 +1,66 @@
+"""A causal model, a prompt, and what it has made so far."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..dit.runtime import Runtime
+from .cache import Attend, Cache
+
+Model = Callable[..., Tensor]
+"""A `WanDiT`, or what is called as one: (x, t, context, runtime=...) -> v."""
+
+Frames = Tensor | Callable[[int, int], Tensor]
+"""Frames (..., F, H, W), or a function that returns those of a range [start, stop)."""
+
+
+@dataclass
+class History:
+    """One prompt's view of the frames that are finished. It goes on by `keep`.
+
+    context: text embeddings (B, L, text_dim). near_sink: as in `Cache.attend_held`. context_time: the timestep that the
+    network is told for finished frames. length: frames that are finished.
+    """
+
+    model: Model
+    context: Tensor
+    cache: Cache
+    runtime: Runtime
+    near_sink: bool = False
+    context_time: float = 0.0
+    length: int = 0
+
+    def velocity(self, x: Tensor, time: float) -> Tensor:
+        """Return the velocity of the frames x (B, C, n, H, W) that come next, at the timestep `time` in 0..1000."""
+        frames = range(self.length, self.length + x.shape[2])
+        self.cache.make_room(frames)
+        attend = self.cache.attend_held(frames, near_sink=self.near_sink)
+        return self.call(x, torch.tensor([time], device=x.device), attend)
+
+    def keep(self, x: Tensor) -> None:
+        """Take x (B, C, n, H, W) for the frames that come next: their keys and values overwrite all earlier ones."""
+        self.velocity(x, self.context_time)
+        self.length += x.shape[2]
+
+    def call(self, x: Tensor, t: Tensor, attend: Attend) -> Tensor:
+        """Run the network on x with timesteps t (1,) or (1, n) and self-attention made by `attend`."""
+        return self.model(x, t, self.context, runtime=self.cache.runtime(self.runtime, self.length, attend))
+
+
+def in_range(frames: Frames, start: int, stop: int) -> Tensor:
+    """Return the frames [start, stop) (..., stop - start, H, W)."""
+    return frames[..., start:stop, :, :] if isinstance(frames, Tensor) else frames(start, stop)
+
+
+def spans(blocks: int | Sequence[int], frames: int | None) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of each block of frames: of `frames` frames in all, or without end where it is None."""
+    start = 0
+    sizes = iter(blocks) if isinstance(blocks, Sequence) else iter(lambda: blocks, None)
+    while frames is None or start < frames:
+        size = next(sizes, None)
+        if size is None:
+            return
+        yield start, start + size
+        start += size
