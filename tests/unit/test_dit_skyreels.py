@@ -16,7 +16,7 @@ T2V = json.loads(gzip.decompress((Path(__file__).parents[1] / "golden" / "checkp
 ]
 CHANGES = {
     "v": {},
-    "v_16": {"fps": 16},
+    "v_16": {"frame_rate": 16},
     "v_frames": {"t": torch.tensor([[0.0, 617.0, 617.0, 941.0]])},
 }
 INPUTS = {"x": recipe.tensor("x", (1, 16, 4, 8, 6)), "context": recipe.tensor("context", (1, 9, 64))}

@@ -15,9 +15,13 @@ from .vace import Vace
 from .voices import Voices
 from .wandancer import WanDancer
 
-_KINDS = (ClipImages, ClipPositions, Reference, Camera, Scail, ScailMasks, WanDancer, Vace, Animate, FrameRate)
-_HEARING = (SoundToVideo, HumanMotion, Voices)
-PARTS: dict[str, type[Part]] = {part.name: part for part in (*_KINDS, *_HEARING)}
+PARTS: dict[str, type[Part]] = {
+    part.name: part
+    for part in (
+        *(ClipImages, ClipPositions, Reference, Camera, Scail, ScailMasks, WanDancer, Vace),
+        *(Animate, FrameRate, SoundToVideo, HumanMotion, Voices),
+    )
+}
 """Parts with weights, by name, in the order in which they are built and prepared."""
 
 STREAMS: dict[str, type[Part]] = {part.name: part for part in (Subjects, Sources, PoseBranch)}
