@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import av
@@ -27,7 +27,7 @@ WORKFLOWS = ROOT / "workflows"
 # What a run with the demo family changes in a workflow made for the real models. Variants that are not in the family
 # have stand-ins of random weights.
 FAMILY = {
-    "wan_tiny_t2v.safetensors": ("wan2.1_t2v_1.3B", "wan2.2_t2v_high_noise", "wan2.2_t2v_low_noise"),
+    "wan_tiny_t2v.safetensors": ("wan2.1_t2v_", "wan2.2_t2v_high_noise", "wan2.2_t2v_low_noise"),
     "wan_tiny_i2v.safetensors": ("wan2.2_i2v_high_noise", "wan2.2_i2v_low_noise"),
     "wan_tiny_umt5.safetensors": ("umt5",),
     "wan_tiny_vae.safetensors": ("wan_2.1_vae",),
@@ -35,7 +35,8 @@ FAMILY = {
 DEMO_FILES = {real: tiny.name for tiny in random_weights.FILES for real in tiny.stands_in_for}
 DEMO_FILES |= {real: name for name, starts in FAMILY.items() for real in DEMO_FILES if real.startswith(starts)}
 DEMO_VALUES = {"width": scenes.SIDE, "height": scenes.SIDE, "length": scenes.FRAMES}
-DEMO_VALUES |= {"steps": STEPS, "shift": SHIFT, "guidance": GUIDANCE, "low_noise_guidance": 0.0}  # 0: as guidance
+SAMPLING = {"steps": STEPS, "shift": SHIFT, "guidance": GUIDANCE, "low_noise_guidance": 0.0}  # 0: as guidance
+DEMO_VALUES |= SAMPLING
 DEMO_WORKFLOW = "Try it - tiny text to video"
 DEMO_PROMPT = "a red circle moves right on a blue background"
 PROMPT_INPUT = "positive"  # of WanTextEncode
@@ -52,16 +53,25 @@ def load_workflow(name: str) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def values(connected: Collection[str]) -> dict[str, float]:
+    """Return what a run changes where the sampler has the inputs `connected`.
+
+    One without a negative prompt works at guidance 1, in few steps: it keeps its settings.
+    """
+    return {name: value for name, value in DEMO_VALUES.items() if "negative" in connected or name not in SAMPLING}
+
+
 def adapt(prompt: dict, text: str) -> dict:
     """`prompt` with the demo family's files and values, and `text` as its prompt."""
     adapted = json.loads(json.dumps(prompt))
     for node in adapted.values():
         inputs = node["inputs"]
+        wanted = values(inputs)
         for name, value in inputs.items():
             if isinstance(value, str):
                 inputs[name] = DEMO_FILES.get(value, value)
-            elif name in DEMO_VALUES and not isinstance(value, list):
-                inputs[name] = DEMO_VALUES[name]
+            elif name in wanted and not isinstance(value, list):
+                inputs[name] = wanted[name]
         if isinstance(inputs.get(PROMPT_INPUT), str):
             inputs[PROMPT_INPUT] = text
     return adapted

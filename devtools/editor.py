@@ -42,8 +42,7 @@ DRAWN = """async () => {
     for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame)
 }"""
 UNCOVERED = "([x, y]) => document.elementFromPoint(x, y)?.id === 'graph-canvas'"
-MISSING = """() => app.graph._nodes.map(node => node.type)
-    .filter(type => !(type in LiteGraph.registered_node_types))"""
+MISSING = "(types) => types.filter(type => !(type in LiteGraph.registered_node_types))"
 SET = """([type, widget, value]) => {
     for (const graph of [app.graph, ...app.graph.subgraphs.values()])
         for (const node of graph._nodes)
@@ -82,10 +81,15 @@ class Editor:
 
         Raises ValueError where the server lacks one of its nodes.
         """
-        self.page.evaluate("async (workflow) => { await app.loadGraphData(workflow) }", workflow)
-        if missing := self.page.evaluate(MISSING):
+        if missing := self.lacking(workflow):
             raise ValueError(f"The server lacks nodes of the workflow: {missing}")
+        self.page.evaluate("async (workflow) => { await app.loadGraphData(workflow) }", workflow)
         self.close_dialogs()
+
+    def lacking(self, workflow: dict) -> list[str]:
+        """Return the classes of nodes in `workflow` that this server does not have, those in subgraphs left out."""
+        subgraphs = {graph["id"] for graph in workflow.get("definitions", {}).get("subgraphs", [])}
+        return self.page.evaluate(MISSING, sorted({node["type"] for node in workflow["nodes"]} - subgraphs))
 
     def point(self, x: float, y: float) -> None:
         """Move the mouse to a point of the canvas, in pixels of the window, when the canvas can be met there.

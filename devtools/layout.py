@@ -2,9 +2,9 @@
 
     python -m devtools.layout --comfyui PATH [NAME ...]
 
-with the Python of an environment of `dev.py test`. PATH is the oldest host: it draws nodes the largest. A NAME is a
-file of workflows/; without one, all are laid out. Columns stand far enough apart for nodes of 1.2 times their size, as
-that host's newer renderer draws them.
+with the Python of an environment of `dev.py test`. PATH is the oldest host that has their nodes: it draws nodes the
+largest. A NAME is a file of workflows/; without one, all that this host can open are laid out. Columns stand far enough
+apart for nodes of 1.2 times their size, as that host's newer renderer draws them.
 """
 
 import argparse
@@ -39,6 +39,11 @@ SIZES = """async () => {
 }"""  # once they stay the same
 
 Boxes = dict[int, tuple[float, float, float, float]]  # number of a node -> left, top (of its title), right, bottom
+
+
+def openable(editor: Editor, names: Sequence[str]) -> list[str]:
+    """Return those of the templates `names` whose nodes this host has."""
+    return [name for name in names if not editor.lacking(demo.load_workflow(name))]
 
 
 def boxes(editor: Editor, name: str) -> Boxes:
@@ -100,14 +105,16 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, required=True)
     parser.add_argument("names", nargs="*", metavar="NAME")
     options = parser.parse_args()
-    names = options.names or sorted(path.stem for path in demo.WORKFLOWS.glob("*.json"))
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch)
         host.prepare_base(base)
         random_weights.write(base / "models")
         examples.write(base / "input")
         with Server(sys.executable, options.comfyui, base, cpu=True) as server, chromium() as browser:
-            heights = measure(Editor(browser.new_page(viewport=SIZE), server.url), names)
+            editor = Editor(browser.new_page(viewport=SIZE), server.url)
+            editor.go()
+            names = options.names or openable(editor, sorted(path.stem for path in demo.WORKFLOWS.glob("*.json")))
+            heights = measure(editor, names)
     for name, known in heights.items():
         workflow = demo.load_workflow(name)
         stack(workflow, known)

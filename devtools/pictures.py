@@ -3,22 +3,20 @@
     python -m devtools.pictures --comfyui PATH [NAME ...]
 
 with the Python of an environment of `dev.py test`. A NAME is a file of workflows/, whose picture lies beside it, or a
-node, whose picture is the small graph of its help page; without one, all are taken. The demo family's workflow is run
-before its picture is taken.
+node, whose picture is the small graph of its help page; without one, all that this host can open are taken. The demo
+family's workflow is run before its picture is taken.
 """
 
 import argparse
-import gzip
 import json
 import logging
-import math
 import sys
 import tempfile
 from pathlib import Path
 
-from tiny import examples, random_weights
+from tiny import examples, layouts, random_weights
 
-from . import host
+from . import host, layout
 from .demo import DEMO_WORKFLOW, WORKFLOWS
 from .editor import Editor, chromium
 from .environment import ROOT
@@ -27,6 +25,7 @@ from .server import Server
 HELP = ROOT / "web" / "docs" / "pictures"
 SIZE = {"width": 1600, "height": 1100}  # of the window, in pixels
 MARGIN = 24  # around a graph, in pixels
+BARS = 110  # what the editor's own bars cover at the top, in pixels
 SETTLING = 1500  # milliseconds in which pictures and notes arrive in the nodes and change their sizes
 
 PROMPTS = ("WanTextEncode.positive WanSampler.positive", "WanTextEncode.negative WanSampler.negative")
@@ -126,17 +125,17 @@ ARRANGE = """() => {
         x += Math.max(...columns[at].map((node) => node.size[0])) + 80
     }
 }"""
-FIT = """async (margin) => {
+FIT = """async ([margin, bars]) => {
     const title = LiteGraph.NODE_TITLE_HEIGHT
     const bounds = app.graph._nodes.map(({ pos, size }) => [pos[0], pos[1] - title, size[0], size[1] + title])
     const left = Math.min(...bounds.map((b) => b[0])), top = Math.min(...bounds.map((b) => b[1]))
     const right = Math.max(...bounds.map((b) => b[0] + b[2])), bottom = Math.max(...bounds.map((b) => b[1] + b[3]))
     const area = app.canvas.canvas.getBoundingClientRect()
-    const scale = Math.min((area.width - 160) / (right - left), (area.height - 160) / (bottom - top), 1)
+    const scale = Math.min((area.width - 160) / (right - left), (area.height - bars - 80) / (bottom - top), 1)
     app.canvas.ds.scale = scale
     app.canvas.ds.offset = [
         (area.width / scale - right - left) / 2,
-        (area.height / scale - bottom - top) / 2,
+        ((area.height + bars) / scale - bottom - top) / 2,
     ]
     app.canvas.deselectAll()
     app.canvas.setDirty(true, true)
@@ -153,25 +152,11 @@ FIT = """async (margin) => {
 
 def place_models(models: Path) -> None:
     """The files that the workflows load, as the editor sees them: whole headers, and weights that take no space."""
-    with gzip.open(random_weights.GOLDEN / "checkpoints.json.gz") as file:
-        layouts = json.load(file)
     for tiny in random_weights.FILES:
         (models / tiny.folder).mkdir(exist_ok=True)
         for name in tiny.stands_in_for:
             kind, width = ("F8_E4M3", 1) if "fp8" in name else ("F16", 2)
-            write_hollow(models / tiny.folder / name, layouts[tiny.layout], kind, width)
-
-
-def write_hollow(path: Path, shapes: dict[str, list[int]], kind: str, width: int) -> None:
-    """A safetensors file of tensors of `shapes`, `width` bytes a number, whose weights are a hole in the file."""
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        begin, end = end, end + width * math.prod(shape)
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
+            layouts.write_hollow(models / tiny.folder / name, layouts.full(tiny.layout), kind, width, tiny.metadata)
 
 
 def photograph(editor: Editor, name: str) -> Path:
@@ -187,7 +172,7 @@ def photograph(editor: Editor, name: str) -> Path:
             editor.run()
         path = WORKFLOWS / f"{name}.jpg"
     editor.page.wait_for_timeout(SETTLING)
-    clip = editor.page.evaluate(FIT, MARGIN)
+    clip = editor.page.evaluate(FIT, [MARGIN, BARS])
     editor.page.screenshot(path=path, type="jpeg", quality=80, clip=clip)
     return path
 
@@ -207,8 +192,9 @@ def main() -> None:
         examples.write(base / "input")
         with Server(sys.executable, options.comfyui, base, cpu=True) as server, chromium() as browser:
             editor = Editor(browser.new_page(viewport=SIZE), server.url)
-            editor.go()
-            for name in options.names or [*sorted(path.stem for path in WORKFLOWS.glob("*.json")), *GRAPHS]:
+            editor.go({"LiteGraph.Canvas.MinFontSizeForLOD": 0})  # texts however small
+            templates = layout.openable(editor, sorted(path.stem for path in WORKFLOWS.glob("*.json")))
+            for name in options.names or [*templates, *GRAPHS]:
                 logging.info("%s", photograph(editor, name))
 
 

@@ -4,6 +4,8 @@ The editor's file is the only copy of a workflow; this does what the editor does
 needs the server's `/object_info`, because the file lists widget values by position and only the node says their names.
 """
 
+from collections.abc import Collection
+
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"  # each choice brings widgets of its own, named "<combo>.<widget>"
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", DYNAMIC_COMBO}
 SEEDS = {"seed", "noise_seed"}  # the editor adds a "control after generate" widget to these by name
@@ -34,6 +36,11 @@ def to_prompt(workflow: dict, object_info: dict) -> dict:
         title = node.get("title", node["type"])
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": title}}
     return prompt
+
+
+def lacking(workflow: dict, object_info: Collection[str]) -> set[str]:
+    """Return the classes of nodes in `workflow` (the editor's JSON) that a server with `object_info` does not have."""
+    return {node["type"] for node in workflow["nodes"] if node["type"] not in NOTES | {"Reroute"}} - set(object_info)
 
 
 def as_link(link: list | dict) -> dict:

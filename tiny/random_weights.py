@@ -7,27 +7,26 @@ each width replaced and most blocks left out; a weight's value depends on its na
     python -m tiny.random_weights MODELS    writes into MODELS/diffusion_models, MODELS/vae and the other folders
 """
 
-import gzip
 import importlib.util
 import json
 import logging
 import math
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 
 import sentencepiece
 import torch
 from safetensors.torch import save_file
 
-from . import tokenizer
-
-GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
+from . import layouts, tokenizer
 
 TEXT_DIM = 128
 HEAD = 128  # channels of one attention head, the same in every Wan DiT
+WIDTH = 2 * HEAD  # of the tiny DiTs
 CLIP_DIM, TINY_CLIP_DIM = 1280, 80  # of the image encoder, which the image-to-video DiTs of Wan 2.1 read
 
 # What the tokenizer learns its pieces from; anything else is spelled in bytes.
@@ -49,7 +48,8 @@ class Tiny:
 
     widths: full-size dimension to tiny one, for every axis of every parameter; multiples of a width (fused projections)
     are written out. layers: how many of each stack of blocks remain, by the prefix of the stack; others remain whole.
-    seed: tells files of one layout apart.
+    seed: tells files of one layout apart. transformer: what the released file's header says of its network. hollow: the
+    file is whole, of zeros that take no space, for what ComfyUI knows in one size alone.
     """
 
     name: str
@@ -60,24 +60,42 @@ class Tiny:
     layers: dict[str, int] = field(default_factory=dict)
     tokenizer: bool = False
     seed: int = 0
+    transformer: dict = field(default_factory=dict)
+    hollow: bool = False
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The header's entries beside the tensors."""
+        return {"config": json.dumps({"transformer": self.transformer})} if self.transformer else {}
 
 
+INJECTORS = {"audio_injector.injector": 2, "audio_injector.injector_adain_layers": 2}  # of sound, where there are such
 SIZES = {"1.3B": (1536, 8960), "5B": (3072, 14336), "14B": (5120, 13824)}  # dim and ffn_dim of the DiTs
 
 
-def _dit(kind: str, stands_in_for: tuple[str, ...], layout: str, seed: int = 0) -> Tiny:
-    """A DiT with two blocks of two heads, and two VACE blocks where the full-size one has such."""
-    dim, ffn_dim = next(SIZES[size] for size in SIZES if layout.endswith(size))
-    width = 2 * HEAD
-    widths = {dim: width, 6 * dim: 6 * width, ffn_dim: 2 * width, 4096: TEXT_DIM, CLIP_DIM: TINY_CLIP_DIM}
-    return Tiny(
-        f"tiny_random_{kind}.safetensors",
-        "diffusion_models",
-        stands_in_for,
-        layout,
-        widths,
-        {"blocks": 2, "vace_blocks": 2},
-        seed=seed,
+def _dit(
+    kind: str,
+    stands_in_for: tuple[str, ...],
+    layout: str,
+    blocks: int = 2,
+    inner: Mapping[int, int] = MappingProxyType({}),
+    **more: object,
+) -> Tiny:
+    """A DiT with a few blocks of two heads, and as many VACE blocks where the full-size one has such.
+
+    inner: further widths, inside a part of it.
+    """
+    dim, ffn_dim = next((SIZES[size] for size in SIZES if layout.endswith(size)), SIZES["14B"])
+    widths = {dim: WIDTH, 6 * dim: 6 * WIDTH, ffn_dim: 2 * WIDTH, 4096: TEXT_DIM, CLIP_DIM: TINY_CLIP_DIM, **inner}
+    name, kept = f"tiny_random_{kind}.safetensors", {"blocks": blocks, "vace_blocks": blocks, **INJECTORS}
+    return Tiny(name, "diffusion_models", stands_in_for, layout, widths, kept, **more)
+
+
+def _experts(kind: str, stands_in_for: str, layout: str) -> tuple[Tiny, ...]:
+    """Both experts of a pair; `{}` in the names is the noise of each."""
+    return tuple(
+        _dit(kind.format(noise), (stands_in_for.format(noise),), layout, seed=seed)
+        for seed, noise in enumerate(("high", "low"))
     )
 
 
@@ -96,15 +114,40 @@ FILES = (
     _dit("wan2.1_i2v", ("wan2.1_i2v_480p_14B_fp16.safetensors",), "official/wan2.1_i2v_14B"),
     _dit("wan2.1_flf2v", ("wan2.1_flf2v_720p_14B_fp16.safetensors",), "official/wan2.1_flf2v_14B"),
     _dit("wan2.1_vace", ("wan2.1_vace_1.3B_fp16.safetensors",), "official/wan2.1_vace_1.3B"),
+    _dit("wan2.1_t2v_14B", ("wan2.1_t2v_14B_fp8_scaled.safetensors",), "official/wan2.1_t2v_14B"),
+    _dit("wan2.1_vace_14B", ("wan2.1_vace_14B_fp16.safetensors",), "official/wan2.1_vace_14B"),
     *(
-        _dit(
-            f"wan2.2_{task}_{noise}_noise",
-            (f"wan2.2_{task}_{noise}_noise_14B_fp8_scaled.safetensors",),
-            f"official/wan2.2_{task}_A14B",
-            seed=seed,
-        )
+        file
         for task in ("t2v", "i2v")
-        for seed, noise in enumerate(("high", "low"))
+        for file in _experts(
+            f"wan2.2_{task}_{{}}_noise",
+            f"wan2.2_{task}_{{}}_noise_14B_fp8_scaled.safetensors",
+            f"official/wan2.2_{task}_A14B",
+        )
+    ),
+    *(
+        file
+        for kind, layout in (("control", "control"), ("camera", "control_camera"))
+        for file in _experts(
+            f"wan2.2_fun_{kind}_{{}}_noise",
+            f"wan2.2_fun_{kind}_{{}}_noise_14B_fp8_scaled.safetensors",
+            f"fun/wan2.2_fun_a14b_{layout}",
+        )
+    ),
+    *_experts("bernini_r_{}_noise", "wan2.2_bernini_r_{}_noise_fp8_scaled.safetensors", "official/wan2.2_t2v_A14B"),
+    _dit(
+        "wan_animate_2",
+        ("wan_animate_2_int8_convrot.safetensors",),
+        "official/wan2.1_i2v_14B",
+        transformer={"model_type": "animate2"},
+    ),
+    _dit("wan2.1_scail_2", ("wan2.1_14B_SCAIL_2_fp16.safetensors",), "comfy/scail2_14B"),
+    _dit(
+        "wan2.2_s2v",
+        ("wan2.2_s2v_14B_fp8_scaled.safetensors",),
+        "official/wan2.2_s2v_14B",
+        blocks=5,  # sound comes in after blocks 0 and 4
+        inner={10240: 2 * WIDTH, 2560: WIDTH // 2, 1280: WIDTH // 4},
     ),
     _dit("wan2.2_ti2v", ("wan2.2_ti2v_5B_fp16.safetensors",), "official/wan2.2_ti2v_5B"),
     _vae("tiny_random_wan2.1_vae.safetensors", ("wan_2.1_vae.safetensors",), "official/wan2.1_vae", {96: 8}),
@@ -131,16 +174,35 @@ FILES = (
         layers={"encoder.block": 2},
         tokenizer=True,
     ),
+    Tiny(
+        "tiny_random_lora.safetensors",
+        "loras",
+        (
+            "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16.safetensors",
+            "lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16.safetensors",
+            *(f"wan2.2_t2v_lightx2v_4steps_lora_v1.1_{noise}_noise.safetensors" for noise in ("high", "low")),
+            *(f"wan2.2_i2v_lightx2v_4steps_lora_v1_{noise}_noise.safetensors" for noise in ("high", "low")),
+        ),
+        "lora_14B",
+        widths={5120: WIDTH, 64: 4},
+        layers={"diffusion_model.blocks": 2},
+    ),
+    Tiny(
+        "hollow_wav2vec2_large.safetensors",
+        "audio_encoders",
+        ("wav2vec2_large_english_fp16.safetensors",),
+        "wav2vec2_large",
+        widths={},
+        hollow=True,
+    ),
 )
 
 
 def shapes(tiny: Tiny) -> dict[str, list[int]]:
     """Parameter names and shapes of the file `tiny`, the vocabulary of a text encoder still at full size."""
-    with gzip.open(GOLDEN / "checkpoints.json.gz") as file:
-        full = json.load(file)[tiny.layout]
     return {
         name: [tiny.widths.get(size, size) for size in shape]
-        for name, shape in full.items()
+        for name, shape in layouts.full(tiny.layout).items()
         if _kept(name, tiny.layers)
     }
 
@@ -175,7 +237,7 @@ def train_tokenizer() -> bytes:
 
 def _recipe() -> ModuleType:
     """The golden cases' way from a parameter's name to its value."""
-    spec = importlib.util.spec_from_file_location("golden_recipe", GOLDEN / "recipe.py")
+    spec = importlib.util.spec_from_file_location("golden_recipe", layouts.GOLDEN / "recipe.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -189,7 +251,10 @@ def write(models: Path) -> list[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             partial = path.with_suffix(".partial")
-            save_file(state_dict(tiny), partial, metadata={"note": "random weights, for tests"})
+            if tiny.hollow:
+                layouts.write_hollow(partial, shapes(tiny), "F16", 2)
+            else:
+                save_file(state_dict(tiny), partial, metadata={"note": "random weights, for tests"} | tiny.metadata)
             partial.replace(path)
         paths.append(path)
     return paths

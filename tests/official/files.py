@@ -4,7 +4,6 @@ The host fixes what it does not read from a file: 4096 channels of text, 1280 of
 encoders. So these keep them, unlike `tiny.random_weights`, and lose width and blocks only in the network itself.
 """
 
-import gzip
 import json
 import re
 from dataclasses import dataclass, field
@@ -15,9 +14,8 @@ import recipe
 import torch
 from safetensors.torch import save_file
 
-from tiny import random_weights
+from tiny import layouts, random_weights
 
-GOLDEN = Path(recipe.__file__).parent
 FULL = {"1.3B": (1536, 8960), "5B": (3072, 14336), "14B": (5120, 13824)}  # dim and ffn_dim
 DIM, FFN_DIM = 256, 512  # of the tiny networks: two heads
 TALK_DIM = 640  # the host gives the sound of InfiniteTalk 40 heads, whatever the network has
@@ -88,13 +86,7 @@ DITS = {
 @cache
 def full_shapes(layout: str) -> dict[str, list[int]]:
     """Names and shapes of the full-size file `layout`."""
-    for name in ("checkpoints.json.gz", "checkpoints_more.json.gz"):
-        with gzip.open(GOLDEN / name) as file:
-            if layout in (layouts := json.load(file)):
-                return layouts[layout]
-    if layout == "wandancer":
-        return wandancer_shapes()
-    raise KeyError(layout)
+    return wandancer_shapes() if layout == "wandancer" else layouts.full(layout)
 
 
 def wandancer_shapes() -> dict[str, list[int]]:
