@@ -10,12 +10,12 @@ from . import inner
 from .dit import HostDiT
 
 STATE = "ar_state"  # entry of transformer_options: where the host's sampler is, and its caches
-CACHE = "cache"  # entry of the host's cache that holds ours
+CACHE, TEXT = "cache", "text"  # entries of the host's caches that hold ours
 
 
-def caches(window: int, sink: int = 0) -> list[dict]:
-    """Return caches as the host's sampler passes them on, for `window` latent frames and a sink."""
-    return [{"end": 0, CACHE: Cache(window, sink)}]
+def state(start_frame: int, cache: Cache) -> dict:
+    """Return what the host's sampler says of a block that begins at `start_frame`. cache: of the run."""
+    return {"start_frame": start_frame, "kv_caches": [{CACHE: cache}], "crossattn_caches": [{TEXT: cache.text}]}
 
 
 class CausalDiT(HostDiT):
@@ -30,8 +30,8 @@ class CausalDiT(HostDiT):
         return [{"end": 0, "tokens": max_seq_len, CACHE: None}]
 
     def init_crossattn_caches(self, batch_size: int, device, dtype) -> list[dict]:
-        """Return the host's caches of keys and values of the text: ours are with the others."""
-        return [{"is_init": False}]
+        """Return the host's caches of keys and values of the text: of all blocks in one."""
+        return [{"is_init": False, TEXT: {}}]
 
     def reset_kv_caches(self, kv_caches: list[dict]) -> None:
         """Forget all frames."""
@@ -39,7 +39,9 @@ class CausalDiT(HostDiT):
             cache.update({"end": 0, CACHE: None})
 
     def reset_crossattn_caches(self, crossattn_caches: list[dict]) -> None:
-        """Nothing is kept in these."""
+        """Forget the text."""
+        for cache in crossattn_caches:
+            cache[TEXT] = {}
 
     def forward_block(self, x, timestep, context, start_frame, kv_caches, crossattn_caches, clip_fea=None):
         """The host's call of one block of frames x (B, C, n, H, W)."""
@@ -78,10 +80,14 @@ class CausalDiT(HostDiT):
         if holder[CACHE] is None:
             holder[CACHE] = Cache(holder["tokens"] // frame)
         cache = holder[CACHE]
+        cache.text = state["crossattn_caches"][0][TEXT]
         frames = range(state["start_frame"], state["start_frame"] + grid[0])
         cache.make_room(frames)
         holder["end"] = frames.stop * frame
-        return cache.prepare(cache.attend_held(frames))
+        attend = cache.attend_held(frames)
+        if hasattr(self.blocks[0], "_orig_mod"):  # a compiled block must not trace what writes to the cache
+            return cache.prepare(lambda index, attention: torch.compiler.disable(attend(index, attention)))
+        return cache.prepare(attend)
 
     def kept_bytes(self, shape, dtype: torch.dtype) -> int:
         """Return the bytes of a cache of the whole clip."""

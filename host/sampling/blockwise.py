@@ -7,7 +7,7 @@ import comfy.samplers
 import torch
 
 from ...wan_model import solvers
-from ...wan_model.causal import spans
+from ...wan_model.causal import Cache, spans
 from ...wan_model.variants.rollout import Rollout, rollout_of
 from ..model import causal
 from .experts import Expert
@@ -66,11 +66,11 @@ class Clip:
         self.model = comfy.samplers.KSamplerX0Inpaint(model_wrap, sigmas)
         self.extra_args, self.clips = extra_args, clips
         self.options = extra_args["model_options"].setdefault("transformer_options", {})
-        self.caches = causal.caches(rollout.window, rollout.sink)
+        self.cache = Cache(rollout.window, rollout.sink)
 
     def predict(self, x: torch.Tensor, start: int, stop: int, sigma: float) -> torch.Tensor:
         """Return the x0 of the frames x (B, C, stop - start, H, W) at noise level `sigma`; at 0 they are kept."""
-        self.options[causal.STATE] = {"start_frame": start, "kv_caches": self.caches}
+        self.options[causal.STATE] = causal.state(start, self.cache)
         parts = [None if clip is None else clip[:, :, start:stop] for clip in self.clips]
         self.model.noise, self.model.latent_image, mask = parts
         return self.model(x, x.new_full((x.shape[0],), sigma), **{**self.extra_args, "denoise_mask": mask})

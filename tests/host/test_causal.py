@@ -182,6 +182,9 @@ def test_the_hosts_inner_calls(model, room, relative_error):
     network.reset_kv_caches(caches)
     assert relative_error(second, first) > 1e-3
     assert relative_error(network.forward_block(x, t, text, 0, caches, texts), first) < 1e-6
+    network.reset_crossattn_caches(texts)
+    other = network.forward_block(x, t, random(1, 8, 4096, seed=9), 0, caches, texts)
+    assert relative_error(other, first) > 1e-3
 
 
 @needs_sampler

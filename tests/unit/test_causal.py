@@ -191,6 +191,23 @@ def test_a_sink_near_the_window(case, relative_error):
         assert relative_error(far[index], second[1]) > 1e-3
 
 
+def test_one_step_adds_no_noise(case, relative_error):
+    given = case("global")
+    made = given.rollout(sigmas=[1.0], renoise=None)
+    assert relative_error(joined(made), joined(given.rollout(sigmas=[1.0]))) < 1e-6
+
+
+def test_an_earlier_block_does_not_see_a_later_one(case, relative_error):
+    """A block that is made again after the next one is what it was."""
+    given = case("global")
+    history = causal.History(given.model, given.context, causal.Cache(9), Runtime())
+    first = history.velocity(given.noise[:, :, :3], 900.0)
+    history.length = 3
+    history.velocity(given.noise[:, :, 3:6], 900.0)
+    history.length = 0
+    assert relative_error(history.velocity(given.noise[:, :, :3], 900.0), first) < 1e-6
+
+
 def test_a_told_timestep_of_finished_frames(case):
     given, told = case("framewise"), []
 
@@ -221,6 +238,8 @@ def test_memory_of_the_cache_is_the_formula(window, case, caches):
         ({"blocks": [3, 3]}, "12 latent frames of noise do not make blocks of"),
         ({"blocks": 0}, "at least 1 latent frame"),
         ({"sigmas": [1.0, 0.9, 0.8, 0.7, 0.6]}, "5 steps on noise of shape"),
+        ({"renoise": None}, "4 steps on noise of shape"),
+        ({"initial": torch.zeros(1, 16, 3, 8, 10)}, r"given frames have shape \(1, 16, 3, 8, 10\)"),
     ],
 )
 def test_what_does_not_go_together(changes, words, case):

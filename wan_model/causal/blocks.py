@@ -20,7 +20,7 @@ def rollout(
     context: Tensor,
     *,
     sigmas: Sequence[float],
-    renoise: Frames,
+    renoise: Frames | None,
     blocks: Blocks,
     window: int | None = None,
     sink: int = 0,
@@ -40,22 +40,22 @@ def rollout(
     model: a `WanDiT`, or what is called as one. noise: of the frames to make (B, C, F, H, W), in the dtype that the
     model computes in, or a function of (start, stop) that returns that of frames start to stop - 1. context: text
     embeddings (B, L, text_dim). sigmas: noise levels of a block's steps, falling, without the 0 at the end. renoise:
-    what is added after each step but the last (steps - 1, B, C, F, H, W), or a function like `noise`. blocks: frames
-    of each block, or one number for all: with functions, one number never ends. window: frames attended at most, with
-    those of the block; None for all. sink: first frames that are never dropped. initial: given frames before the first
-    block (B, C, n, H, W). first_sigmas: `sigmas` of the first block (Causal-Forcing++). near_sink: attend to the sink
-    as if it lay directly before the other frames (the relative positions of LongLive 2). context_time: the timestep
-    that the network is told for finished frames. device: where the cache lies; None for that of `noise`. runtime: as in
-    `WanDiT`.
+    what is added after each step but the last (steps - 1, B, C, F, H, W), or a function like `noise`; None where there
+    is one step. blocks: frames of each block, or one number for all: with functions, one number never ends. window:
+    frames attended at most, with those of the block; None for all. sink: first frames that are never dropped. initial:
+    given frames before the first block (B, C, n, H, W). first_sigmas: `sigmas` of the first block (Causal-Forcing++).
+    near_sink: attend to the sink as if it lay directly before the other frames (the relative positions of LongLive 2).
+    context_time: the timestep that the network is told for finished frames. device: where the cache lies; None for that
+    of `noise`. runtime: as in `WanDiT`.
     Raise ValueError where these disagree.
     """
-    steps = (sigmas, first_sigmas or sigmas)
-    _check_renoise(noise, renoise, max(map(len, steps)))
+    steps = (sigmas, sigmas if first_sigmas is None else first_sigmas)
+    check_renoise(noise, renoise, max(map(len, steps)))
     capacity = _capacity(noise, blocks, window, sink, initial)
     history = History(model, context, Cache(capacity, sink, device), runtime or Runtime(), near_sink, context_time)
 
     def make(x: Tensor, start: int, stop: int) -> Tensor:
-        draws = iter(in_range(renoise, start, stop))
+        draws = iter(() if renoise is None else in_range(renoise, start, stop))
         levels = [*steps[start == 0], 0.0]
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
@@ -135,32 +135,48 @@ def _given_blocks(blocks: Blocks, frames: int) -> list[int]:
 
 
 def _capacity(noise: Frames, blocks: Blocks, window: int | None, sink: int, initial: Tensor | None) -> int:
-    """Return the frames that a cache needs; raise ValueError for blocks, window and sink that do not go together."""
+    """Return the frames that a cache needs; raise ValueError for what does not go together."""
     total, sizes = frames_of(noise), [blocks] if isinstance(blocks, int) else list(blocks)
     if not sizes or min(sizes) < 1:
         raise ValueError(f"Each block must have at least 1 latent frame, not {sizes}: choose 1 or 3.")
     if total is not None and (total % blocks if isinstance(blocks, int) else sum(sizes) != total):
         raise ValueError(f"{total} latent frames of noise do not make blocks of {blocks}: change one of them.")
-    size, given = max(sizes), 0 if initial is None else initial.shape[2]
-    if window is None:
-        if total is None and isinstance(blocks, int):
+    if initial is not None and total is not None and _without_frames(initial) != _without_frames(noise):
+        raise ValueError(
+            f"The given frames have shape {tuple(initial.shape)} and the noise {tuple(noise.shape)}: all but the third "
+            "number must be the same."
+        )
+    if window is not None:
+        _check_window(window, sink, max(sizes))
+    if total is None and isinstance(blocks, int):
+        if window is None:
             raise ValueError("A run without end needs a bounded memory: give a window, such as 21 latent frames.")
-        window = given + (total or sum(sizes))
-    elif window < size:
+        return window
+    whole = (0 if initial is None else initial.shape[2]) + sum(sizes if total is None else [total])
+    return whole if window is None else min(window, whole)
+
+
+def _check_window(window: int, sink: int, size: int) -> None:
+    if window < size:
         raise ValueError(f"The window holds {window} latent frames and a block has {size}: give a larger window.")
-    elif sink + size > window:
+    if sink + size > window:
         raise ValueError(
             f"The window holds {window} latent frames, too few for a sink of {sink} and a block of {size}: give a "
             "larger window or a smaller sink."
         )
-    return window
 
 
-def _check_renoise(noise: Frames, renoise: Frames, steps: int) -> None:
-    if not (isinstance(noise, Tensor) and isinstance(renoise, Tensor)):
+def _without_frames(x: Tensor) -> tuple[int, ...]:
+    return *x.shape[:2], *x.shape[3:]
+
+
+def check_renoise(noise: Frames, renoise: Frames | None, steps: int) -> None:
+    """Raise ValueError where `renoise` is not what so many steps on `noise` add; a function is not asked."""
+    given = (0, *noise.shape) if renoise is None and isinstance(noise, Tensor) else getattr(renoise, "shape", None)
+    if given is None or not isinstance(noise, Tensor):
         return
-    if renoise.shape[0] < steps - 1 or renoise.shape[1:] != noise.shape:
+    if given[0] < steps - 1 or tuple(given[1:]) != tuple(noise.shape):
         raise ValueError(
-            f"renoise has shape {tuple(renoise.shape)}, {steps} steps on noise of shape {tuple(noise.shape)} need "
+            f"renoise has shape {tuple(given)}, {steps} steps on noise of shape {tuple(noise.shape)} need "
             f"{(steps - 1, *noise.shape)}."
         )

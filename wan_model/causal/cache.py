@@ -58,9 +58,9 @@ class Cache:
             batch, _, tokens, dim = new[0].shape
             shape = (batch, self.capacity, tokens, dim)
             self.layers[index] = tuple(part.new_empty(shape, device=self.device or part.device) for part in new)
-        slots = [self.slots[frame] for frame in frames]
+        place = _place([self.slots[frame] for frame in frames])
         for whole, part in zip(self.layers[index], new, strict=True):
-            whole[:, slots] = part.to(whole.device)
+            whole[:, place] = part.to(whole.device)
 
     def read(
         self, index: int, frames: Sequence[int], heads: int, device: torch.device, sink_shift: int = 0
@@ -69,8 +69,8 @@ class Cache:
 
         sink_shift: frames by which the keys of the sink are put further on in time.
         """
-        slots = sorted(self.slots[frame] for frame in frames)
-        keys, values = (_take(part, slots).to(device) for part in self.layers[index])
+        place = _place(sorted(self.slots[frame] for frame in frames))
+        keys, values = (part[:, place].flatten(1, 2).to(device) for part in self.layers[index])
         sinks = sum(frame < self.sink for frame in frames)
         if sinks and sink_shift:
             tokens = keys.shape[1] // len(frames)
@@ -81,13 +81,13 @@ class Cache:
         return keys, values
 
     def attend_held(self, frames: Sequence[int], *, near_sink: bool = False) -> Attend:
-        """Return self-attention of `frames` to all frames that are held, their own overwritten by each call.
+        """Return self-attention of `frames` to all that is held up to their end, their own overwritten by each call.
 
         near_sink: attend to the sink as if it lay directly before the other frames, not where it was made.
         """
-        held = sorted(self.slots)
+        held = [frame for frame in self.slots if frame <= frames[-1]]
         recent = [frame for frame in held if frame >= self.sink]
-        shift = recent[0] - self.sink if near_sink and recent else 0
+        shift = min(recent) - self.sink if near_sink and recent else 0
 
         def attend(index: int, inner: Attention) -> Attention:
             def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -138,8 +138,7 @@ def cache_bytes(config: DiTConfig, shape: Sequence[int], window: int, dtype: tor
     return 2 * config.layers * (window * frame + batch * TEXT_LENGTH) * config.dim * dtype.itemsize
 
 
-def _take(part: Tensor, slots: Sequence[int]) -> Tensor:
-    """Return (B, slots * tokens, dim) of `part` (B, capacity, tokens, dim), without a copy where it lies in one run."""
-    first, last = slots[0], slots[-1] + 1
-    taken = part[:, first:last] if last - first == len(slots) else part[:, slots]
-    return taken.flatten(1, 2)
+def _place(slots: list[int]) -> slice | list[int]:
+    """Return the index of `slots`: a slice, which copies nothing, where they lie in a row."""
+    row = range(slots[0], slots[0] + len(slots))
+    return slice(row.start, row.stop) if slots == list(row) else slots

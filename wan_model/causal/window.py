@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..dit.attention import Attention
 from ..dit.runtime import Runtime
-from .blocks import frames_of
+from .blocks import check_renoise, frames_of
 from .cache import Attend, Cache
 from .history import Frames, History, Model, in_range
 
@@ -51,8 +51,9 @@ def rolling(
             f"A window of {window} latent frames does not fit: it must be a multiple of the block of {block} and hold "
             f"{steps + 1} of them, one for each step and the first of the clip."
         )
+    check_renoise(noise, renoise, steps)
     history = History(model, context, Cache(window + block, block, device), runtime or Runtime())
-    return _roll(history, noise, list(sigmas), renoise, block, window)
+    return _roll(history, noise, [float(sigma) for sigma in sigmas], renoise, block, window)
 
 
 def _roll(history: History, noise: Frames, sigmas: list[float], renoise: Frames, block: int, window: int):
