@@ -12,14 +12,13 @@ from torch import Tensor
 
 from .dit.config import DiTConfig
 from .dit.model import dit_shapes
-from .dit.parts import PARTS
 from .messages import Message
 from .vae import VAEConfig, make_vae, vae_config
 from .variants import VARIANTS
 from .weights import ggml, marks, wrappings
 from .weights.files import File, merged, open_files, parts, read, read_on
 from .weights.header import CheckpointError
-from .weights.layouts import LAYOUTS, LORA, OTHERS, PREFIXES, RELATIVES, Layout, assemble, rename
+from .weights.layouts import LAYOUTS, LORA, OTHERS, PREFIXES, Layout, assemble, rename
 from .weights.marks import LatentRGB
 from .weights.quantisation import (
     COMPANION,
@@ -63,9 +62,6 @@ KINDS = {
 }
 # The weights that stay packed when their file is a GGUF: nearly all of them. The others are small, or read from once.
 STAYS_PACKED = re.compile(r"(vace_)?blocks\.|audio_injector\.|face_adapter\.fuser_blocks\.|token_embedding\.")
-
-# Models built on Wan that this pack does not run.
-UNSUPPORTED = tuple(row for row in RELATIVES if not any(re.search(row[0], part.mark) for part in PARTS.values()))
 
 # A whole weight that a Wan DiT does not read belongs to another network; anything else beside the weights is harmless.
 WEIGHT = re.compile(r"\.(weight|bias)$")
@@ -127,9 +123,8 @@ def recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
     """
     bare = wrappings.unwrap(tensors)  # name without wrappers -> name in the file
     listing, transformer = "\n".join(bare), marks.read_marks(metadata or {})
-    other = _first_match((LORA, *UNSUPPORTED), listing)
-    if other:
-        return Inspection(other, marks=transformer, elsewhere=other != LORA[1])
+    if re.search(LORA[0], listing, re.MULTILINE):
+        return Inspection(LORA[1])
     layout, prefixes = _find_layout(bare)
     if layout is None:
         return Inspection(_first_match(OTHERS, listing) or f"{len(tensors)} tensors of no model that this pack knows")

@@ -147,7 +147,7 @@ def test_weights_of_another_network_are_refused_by_name(extra, weights, tmp_path
 
 
 REFUSED = {
-    "animate2": ({"model_type": "animate2"}, "a Wan Animate 2 model"),
+    "animate2": ({"model_type": "animate2"}, "says 'animate2' and whose weights take 16 channels"),
     "causal image to video": ({"causal_ar": True, "model_type": "i2v"}, "says 'i2v' and whose weights take 16"),
     "causal and another": ({"causal_ar": True, "model_type": "flow_rvs"}, "a FlowRVS model"),
     "flow_rvs": ({"model_type": "flow_rvs"}, "a FlowRVS model"),
@@ -197,7 +197,7 @@ def test_an_innocent_config_changes_nothing(config, weights, tmp_path):
 @pytest.mark.parametrize(
     "fields, what",
     [
-        ({"wan.model_type": "animate2"}, "a Wan Animate 2 model"),
+        ({"wan.model_type": "animate2"}, "says 'animate2' and whose weights take 16 channels"),
         ({"config": '{"transformer": {"model_type": "flow_rvs"}}'}, "a FlowRVS model"),
         ({"general.type": "model", "wan.model_type": "t2v"}, None),
     ],

@@ -70,6 +70,12 @@ class Variant:
         return self.own_frame_rate or self.family.frame_rate
 
     @property
+    def marks(self) -> frozenset[str]:
+        """The values of model_type, and names of true entries, in the headers of its files."""
+        told = () if self.mark is None else (value if isinstance(value := self.mark[1], str) else self.mark[0],)
+        return frozenset((self.host.type, *told))
+
+    @property
     def takes_image(self) -> bool:
         """Whether a given image goes into the patch embedding beside the latent."""
         return self.in_dim > self.family.channels

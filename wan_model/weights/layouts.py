@@ -293,16 +293,6 @@ LAYOUTS = (
 
 # Other files that people choose by mistake: a pattern that one of their names matches, and what they hold.
 LORA = (r"[._](lora_(up|down|[AB])|lokr_w[12]|hada_w[12]_[ab])(\.|$)", "a LoRA, which changes a model and is not one")
-RELATIVES = (  # models built on Wan that this pack does not run; searched first, since they also fit a layout
-    (r"(^|\.)(casual_audio_encoder|audio_injector)\.", "a Wan speech-to-video model"),
-    (r"(^|\.)audio_proj\.audio_proj_glob", "a HuMo model built on Wan"),
-    (r"(^|\.)control_adapter\.conv\.", "a Wan camera control model"),
-    (r"(^|\.)patch_embedding_mask\.", "a SCAIL 2 model built on Wan"),
-    (r"(^|\.)patch_embedding_pose\.", "a SCAIL model built on Wan"),
-    (r"(^|\.)patch_embedding_global\.", "a Wan Dancer model"),
-    (r"(^|\.)blocks\.0\.audio_cross_attn\.", "an InfiniteTalk or MultiTalk model built on Wan"),
-    (r"(^|\.)ref_conv\.", "a Wan Fun control model"),
-)
 OTHERS = (  # looked for where no layout fits
     (
         r"(^|\.)audio_proj\.proj1_vf\.",

@@ -13,19 +13,9 @@ from ..variants import VARIANTS
 # Values of model_type that official files, trainers and diffusers write for the models that this pack runs.
 KNOWN_TYPES = frozenset({*VARIANTS, *(row.host.type for row in VARIANTS.values()), "t2v_a14b"})
 CLIP_PARTS = frozenset({"clip", "clip_positions"})  # headers say "i2v" of models with and without these
-NAMES = {  # values of model_type, and boolean entries, that tell a model from a plain one
-    "animate2": "a Wan Animate 2 model",
-    "causal_ar": "a causal (autoregressive) Wan model",
-    "flow_rvs": "a FlowRVS model built on Wan",
-    "animate": "a Wan Animate model",
-    "s2v": "a Wan speech-to-video model",
-    "humo": "a HuMo model built on Wan",
-    "camera": "a Wan camera control model",
-    "camera_2.2": "a Wan 2.2 camera control model",
-    "scail": "a SCAIL model built on Wan",
-    "scail2": "a SCAIL 2 model built on Wan",
-    "wandancer": "a Wan Dancer model",
-}
+PLAIN_TYPES = frozenset({"t2v", "i2v", "vace"})  # the weights tell these themselves
+MARKS = frozenset().union(*(row.marks for row in VARIANTS.values())) - PLAIN_TYPES
+NAMES = {"flow_rvs": "a FlowRVS model built on Wan"}  # marks of models that this pack does not run
 
 LATENT_RGB = "latent_rgb"  # key of a header
 LARGEST = 1e3  # of the numbers under it
@@ -82,7 +72,7 @@ def gguf_metadata(fields: Mapping[str, object]) -> dict[str, str]:
     Marks are in a `config` as there, or prefixed by the architecture, as in "wan.model_type".
     """
     named = {name.rpartition(".")[2]: value for name, value in fields.items() if isinstance(value, str | bool)}
-    marks = {name: named[name] for name in ("model_type", *NAMES) if name in named}
+    marks = {name: named[name] for name in ("model_type", *NAMES, *MARKS) if name in named}
     return {"config": json.dumps({"transformer": read_marks({"config": named.get("config", "{}")}) | marks})}
 
 
@@ -92,14 +82,13 @@ def unsupported(marks: Mapping[str, object], variant: str) -> str | None:
     variant: the one recognised from weights and marks, a key of `VARIANTS`.
     """
     row, kind, image_model = VARIANTS[variant], marks.get("model_type"), marks.get("image_model", "wan2.1")
-    stated = [name for name in NAMES if name == kind or marks.get(name) is True]
+    stated = {name for name in (*NAMES, *MARKS) if name == kind or marks.get(name) is True}
     if image_model != "wan2.1" or not (kind is None or kind in NAMES or kind in KNOWN_TYPES):
         return f"a model whose header says {str(image_model)[:40]!r}, {str(kind)[:40]!r}"
-    foreign = [name for name in stated if name not in (variant, row.host.type, *(row.mark or ()))]
-    if foreign:
-        return NAMES[foreign[0]]
-    claimed = VARIANTS.get(kind, row)
-    if claimed.takes_image != row.takes_image or claimed.parts - row.parts - CLIP_PARTS:
+    if stated & NAMES.keys():
+        return NAMES[(stated & NAMES.keys()).pop()]
+    other, claimed = stated - {variant} - row.marks, VARIANTS.get(kind, row)
+    if other or claimed.takes_image != row.takes_image or claimed.parts - row.parts - CLIP_PARTS:
         channels = f"take {row.in_dim} channels and make {row.family.channels}"
-        return f"a Wan model whose header says {kind!r} and whose weights {channels}"
+        return f"a Wan model whose header says {(other.pop() if other else kind)!r} and whose weights {channels}"
     return None
