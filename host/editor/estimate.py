@@ -18,6 +18,7 @@ from ...wan_model.dit.cost import Shapes, clip_tokens, forward_bytes, largest_we
 from ...wan_model.dit.model import dit_config
 from ...wan_model.kernels.fused import vae_runtime
 from ...wan_model.vae import fit_decode, plan_decode
+from ...wan_model.variants.rollout import rollout_of
 from .. import files
 from ..model import memory, precision
 from ..model.classes import HostModel, config_class
@@ -270,6 +271,7 @@ def _on_device(part: Part, shape, guided: bool, place: Place, shapes: Shapes | N
     if place.own_memory:
         chunk = memory.choose_chunk(config, at_once, part.dtype, left, shapes=shapes)
     activations = forward_bytes(config, at_once, part.dtype, shapes=shapes, chunk=chunk)
+    activations += memory.kept(config, at_once, part.dtype, rollout_of(part.name).window)
     return {
         "name": part.name,
         "weights": part.weights,

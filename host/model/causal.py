@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ...wan_model.causal import Cache, cache_bytes, from_frame
+from ...wan_model.causal import Cache, from_frame
 from ..sampling import step_cache
 from . import inner
 from .dit import HostDiT
@@ -88,7 +88,3 @@ class CausalDiT(HostDiT):
         if hasattr(self.blocks[0], "_orig_mod"):  # a compiled block must not trace what writes to the cache
             return cache.prepare(lambda index, attention: torch.compiler.disable(attend(index, attention)))
         return cache.prepare(attend)
-
-    def kept_bytes(self, shape, dtype: torch.dtype) -> int:
-        """Return the bytes of a cache of the whole clip."""
-        return cache_bytes(self.config, shape, shape[2], dtype)

@@ -19,9 +19,6 @@ from . import conditions, memory, packed, precision, references
 from .causal import CausalDiT
 from .dit import HostDiT
 
-NETWORKS = {"causal": CausalDiT}
-"""Variants whose network answers to more of the host's calls than a plain one."""
-
 
 class HostModel:
     """Mixin over a Wan model class of the host that puts our DiT in place of the host's own.
@@ -35,7 +32,8 @@ class HostModel:
     def __init__(self, model_config, config: DiTConfig):
         def unet_model(*, operations, dtype, **_):  # on the meta device: `build` assigns the file's tensors
             device = None if precision.is_quantised(model_config) else "meta"  # quantised layers load to this device
-            return NETWORKS.get(config.variant, HostDiT)(config, ops=operations, dtype=dtype, device=device)
+            network = CausalDiT if config.facts.causal else HostDiT
+            return network(config, ops=operations, dtype=dtype, device=device)
 
         comfy.model_base.BaseModel.__init__(self, model_config, comfy.model_base.ModelType.FLOW, unet_model=unet_model)
         self.image_to_video = config.facts.host.image_to_video
@@ -81,9 +79,8 @@ class HostModel:
 
     def memory_required(self, input_shape, cond_shapes=None):
         """Bytes to keep free for latents of `input_shape` (B, C, F, H, W): `memory.needed`."""
-        shapes, network = conditions.shapes(cond_shapes or {}), self.diffusion_model
-        forward = memory.needed(network.config, input_shape, self.compute_dtype, shapes)
-        return forward + network.kept_bytes(input_shape, self.compute_dtype) + self.workspace
+        shapes = conditions.shapes(cond_shapes or {})
+        return memory.needed(self.diffusion_model.config, input_shape, self.compute_dtype, shapes) + self.workspace
 
 
 def configuration(config: DiTConfig):

@@ -122,10 +122,6 @@ class HostDiT(WanDiT, inner.InnerNetwork):
         draft.after_text[:0] = run.after_text  # also in VACE blocks, as the host does
         return super().run_blocks(draft)
 
-    def kept_bytes(self, shape, dtype: torch.dtype) -> int:
-        """Return the bytes that a run on latents of `shape` (B, C, F, H, W) keeps between forwards."""
-        return 0
-
     def run_head(self, head, x, time, chunk):
         """Run the head as `WanDiT` does, or another pack's head with the host's arguments."""
         return head(x, time) if inner.is_replaced(head) else super().run_head(head, x, time, chunk)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ...wan_model.causal import cache_bytes
 from ...wan_model.dit.config import DiTConfig
 from ...wan_model.dit.cost import Shapes, forward_bytes, largest_weight
 from .. import compat
@@ -20,7 +21,13 @@ def needed(config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, shapes: 
     Making room for more would push weights off the device, which costs more time.
     """
     least = forward_bytes(config, shape, dtype, shapes=shapes, chunk=PREFERRED)
-    return least + largest_weight(config, dtype)
+    return least + largest_weight(config, dtype) + kept(config, shape, dtype)
+
+
+def kept(config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, window: int | None = None) -> int:
+    """Return the bytes that a run keeps between forwards: a causal model's cache, of `window` frames or the clip's."""
+    frames = shape[2] if window is None else min(window, shape[2])
+    return cache_bytes(config, shape, frames, dtype) if config.facts.causal else 0
 
 
 def choose_chunk(

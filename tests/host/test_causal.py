@@ -1,5 +1,8 @@
 """Causal models in the host: its sampler on our MODEL, and what it is refused for."""
 
+import dataclasses
+import shutil
+
 import comfy.model_base
 import comfy.model_management
 import comfy.utils
@@ -187,9 +190,26 @@ def test_the_hosts_inner_calls(model, room, relative_error):
     assert relative_error(other, first) > 1e-3
 
 
-@needs_sampler
 def test_the_host_makes_room_for_the_cache(model, room):
-    config, shape = model.model.diffusion_model.config, (1, 16, 21, 60, 104)
-    needed = room("host.model.memory").needed(config, shape, torch.float32)
-    cache = 2 * config.layers * config.dim * 4 * (21 * 30 * 52 + 512)
-    assert model.model.memory_required(shape) == needed + cache
+    """And the estimate counts it, as long as the window."""
+    config, shape = model.model.diffusion_model.config, (1, 16, 81, 60, 104)
+    plain = dataclasses.replace(config, variant="t2v")
+    frame = 2 * config.layers * config.dim * 4 * 30 * 52
+    text = 2 * config.layers * config.dim * 4 * 512
+    needed = room("host.model.memory").needed(plain, shape, torch.float32)
+    assert model.model.memory_required(shape) == needed + 81 * frame + text
+
+    estimate = room("host.editor.estimate")
+    part, place = estimate.part_of_model(model), estimate.here()
+    parts = [part, dataclasses.replace(part, config=plain)]
+    counted, without = (estimate.estimate([one], shape, 4, False, place)["models"][0]["activations"] for one in parts)
+    assert counted - without == 21 * frame + text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+def test_compiled_blocks(room, tmp_path, wan_sampler, relative_error):
+    path = str(files.write_dit(tmp_path / "framewise.safetensors", "causal"))
+    load = room("host.model.loading").load
+    made, compiled = (wan_sampler(load(path, "float32", compile_blocks=on), 3) for on in (False, True))
+    assert relative_error(compiled, made) < 1e-4

@@ -47,9 +47,10 @@ class Variant:
 
     title: for a sentence. in_dim: channels into the patch embedding. parts: names of the parts (`dit.parts`) that every
     checkpoint of it has; optional: those that some have; streams: parts without weights. mark: the entry of the file
-    header's transformer config that tells it from a variant with the same weights. sampling: of a model that comes
-    alone; experts: of a pair of experts, for a variant whose checkpoints may be one. own_frame_rate: of its training
-    clips, where that is not the family's.
+    header's transformer config that tells it from a variant with the same weights. causal: whether it makes a clip in
+    blocks of frames, each against a cache of the frames before. sampling: of a model that comes alone; experts: of a
+    pair of experts, for a variant whose checkpoints may be one. own_frame_rate: of its training clips, where that is
+    not the family's.
     """
 
     title: str
@@ -59,6 +60,7 @@ class Variant:
     optional: frozenset[str] = frozenset()
     streams: tuple[str, ...] = ()
     mark: tuple[str, object] | None = None
+    causal: bool = False
     host: Host = field(default_factory=Host)
     sampling: Sampling = field(default_factory=Sampling)
     experts: Sampling | None = None
@@ -91,6 +93,7 @@ VARIANTS = {
     "causal": Variant(
         "text to video in blocks of frames, causal",
         mark=("causal_ar", True),
+        causal=True,
         host=Host("WAN21_CausalAR", "WAN21_CausalAR_T2V", instead=Host()),
         sampling=Sampling(steps=4, guidance=1.0),
     ),
