@@ -57,7 +57,7 @@ def test_the_script_distils_and_improves_the_student(tmp_path, monkeypatch, tiny
     train.main(["lora", "--runs", str(tmp_path / "runs")])
     runs = [(tmp_path / f"runs/lora/run{number}/log.jsonl").read_text().splitlines() for number in (0, 1)]
     log = [json.loads(line)["loss"] for lines in runs for line in lines]
-    assert len(log) == 3 and log[-1] < 0.8 * log[0], log
+    assert len(log) == 3 and max(log[1:]) < 0.9 * log[0], log
     made, old = train_lora.load(), family.load_dit("t2v")
     changed = {name for name, value in old.state_dict().items() if not torch.equal(value, made.state_dict()[name])}
     assert changed >= {
