@@ -1,6 +1,6 @@
 """Measures the demo family on scenes that its training never saw, and prints what it finds.
 
-python -m tiny.evaluate vae t2v i2v
+python -m tiny.evaluate vae t2v lora i2v
 """
 
 import argparse
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import family, judge, scenes, whole_clip
+from . import FOUR_STEPS, family, judge, scenes, train_lora, whole_clip
 from wan_model.variants import NEGATIVE_PROMPT
 
 HELD_OUT = 10**8  # seeds from here on are in no training set
@@ -49,15 +49,19 @@ def measure_vae() -> dict[str, float]:
     return result | {"latent mean": float(latents.mean()), "latent deviation": float(latents.std())}
 
 
-def measure_t2v(guidance: float = family.GUIDANCE, negative: str = "") -> dict[str, float]:
-    """Part of held-out prompts whose property is seen in the clip, for each property, and for all at once."""
-    dit, encoder, vae = family.load_dit("t2v"), family.TextEncoder(), family.load_vae()
+def measure_t2v(few_step: bool = False, negative: str = "", **sampling) -> dict[str, float]:
+    """Part of held-out prompts whose property is seen in the clip, for each property, and for all at once.
+
+    few_step: with the LoRA. sampling: as `family.sample` takes it.
+    """
+    dit = train_lora.load() if few_step else family.load_dit("t2v")
+    encoder, vae = family.TextEncoder(), family.load_vae()
     scores = []
     for first in range(0, PROMPTS, TOGETHER):
         group = [held_out(index) for index in range(first, min(first + TOGETHER, PROMPTS))]
         context = encoder([caption for _, caption in group])
         seeds = list(range(first, first + len(group)))
-        latents = family.sample(dit, context, encoder([negative]), seeds, guidance=guidance)
+        latents = family.sample(dit, context, encoder([negative]), seeds, **sampling)
         clips = family.decode(vae, latents)
         scores += [judge.score(clip, scene) for clip, (scene, _) in zip(clips, group, strict=True)]
     return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]} | {
@@ -96,6 +100,10 @@ MEASURES: dict[str, dict[str, Callable[[], dict[str, float]]]] = {
         f"{PROMPTS} held-out prompts, guidance {family.GUIDANCE:g}, parts seen": measure_t2v,
         "guidance 1, parts seen": lambda: measure_t2v(guidance=1.0),
         "the official negative prompt, parts seen": lambda: measure_t2v(negative=NEGATIVE_PROMPT),
+    },
+    "lora": {
+        "four steps with the LoRA, parts seen": lambda: measure_t2v(few_step=True, **FOUR_STEPS),
+        "the same four steps without it, parts seen": lambda: measure_t2v(**FOUR_STEPS),
     },
     "i2v": {
         f"{PROMPTS} held-out first frames": measure_i2v,

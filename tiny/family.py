@@ -21,6 +21,7 @@ FOLDERS = {
     "umt5": "text_encoders",
     "t2v": "diffusion_models",
     "i2v": "diffusion_models",
+    "t2v_4step_lora": "loras",
 }
 SIZE = (5, 8, 8)  # of a demo clip's latent: frames, rows, columns
 TEXT = {"d_model": 128, "d_kv": 64, "num_heads": 2, "d_ff": 256, "num_layers": 2}  # sizes of the text encoder

@@ -3,6 +3,7 @@
     python -m tiny.train vae        about 45 minutes on one CPU core, by one process alone
     python -m tiny.train dits       about seven hours
     torchrun --nproc-per-node 2 -m tiny.train dits      half of that, on two cores
+    python -m tiny.train lora       about 25 minutes on one core
 
 A stopped run goes on where it was. Its state and log are in `tiny/runs`.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from . import family, tokenizer, train_dit, train_vae
+from . import family, tokenizer, train_dit, train_lora, train_vae
 from .trainer import place
 from wan_model.weights.marks import LATENT_RGB
 
@@ -50,7 +51,13 @@ def colours() -> dict[str, str]:
         return {LATENT_RGB: json.dumps(train_vae.latent_rgb(family.load_vae()))}
 
 
-PARTS = {"vae": vae, "dits": dits}
+def lora(folder: Path) -> None:
+    """The LoRA for text to video in four steps."""
+    student = train_lora.train(family.load_dit("t2v"), family.TextEncoder(), folder)
+    log.info("%s", family.save(train_lora.KIND, student.file()))
+
+
+PARTS = {"vae": vae, "dits": dits, "lora": lora}
 
 
 def main(arguments: list[str] | None = None) -> None:
