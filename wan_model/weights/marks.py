@@ -43,7 +43,9 @@ def gguf_metadata(fields: Mapping[str, object]) -> dict[str, str]:
     """
     named = {name.rpartition(".")[2]: value for name, value in fields.items() if isinstance(value, str | bool)}
     marks = {name: named[name] for name in ("model_type", *NAMES) if name in named}
-    return {"config": json.dumps({"transformer": read_marks({"config": named.get("config", "{}")}) | marks})}
+    config = named.get("config")
+    stated = read_marks({"config": config} if isinstance(config, str) else {})
+    return {"config": json.dumps({"transformer": stated | marks})}
 
 
 def unsupported(marks: Mapping[str, object], variant: str) -> str | None:
@@ -57,7 +59,7 @@ def unsupported(marks: Mapping[str, object], variant: str) -> str | None:
         return f"a model whose header says {str(image_model)[:40]!r}, {str(kind)[:40]!r}"
     if row.mark is None and set(stated) - {variant, row.host.type}:
         return NAMES[stated[0]]
-    claimed = VARIANTS.get(kind, row)
+    claimed = VARIANTS.get(str(kind), row)
     if claimed.takes_image != row.takes_image or claimed.parts - row.parts - CLIP_PARTS:
         channels = f"take {row.in_dim} channels and make {row.family.channels}"
         return f"a Wan model whose header says {kind!r} and whose weights {channels}"
