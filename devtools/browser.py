@@ -35,7 +35,7 @@ def find(python: str | Path) -> str | None:
 
 
 def missing(python: str | Path) -> str:
-    """What a person without a Chromium does."""
+    """Return advice for setting up a missing Chromium."""
     return f"There is no Chromium here: {ADVICE.format(python=python)}."
 
 

@@ -98,7 +98,7 @@ def _read_widgets(declared: dict, values: list, inputs: dict, prefix: str) -> No
 
 
 def _default(kind: str | list, options: dict) -> object:
-    """What the editor puts into a new widget of this declaration."""
+    """Return the editor's initial value of a widget with this declaration."""
     choices = kind if isinstance(kind, list) else options.get("options") or [None]
     first = choices[0] if choices else None
     return options.get("default", first["key"] if isinstance(first, dict) else first)
