@@ -42,7 +42,7 @@ def missing(python: str | Path) -> str:
 def provide(python: str | Path, *, required: bool) -> None:
     """Install Debian's Chromium where none is found and this may be done; without one, say what is left out.
 
-    Raises SetupError where `required` and there is none.
+    Raise SetupError if `required` and there is none.
     """
     if find(python) is None and _may_install():
         try:

@@ -15,7 +15,7 @@ MUTED, BYPASSED = 2, 4
 def to_prompt(workflow: dict, object_info: dict) -> dict:
     """API prompt for `workflow` (the editor's JSON): {node id: {"class_type", "inputs", "_meta"}}.
 
-    Raises ValueError naming the node where the file does not fit the server's nodes.
+    Raise ValueError naming the node where the file does not fit the server's nodes.
     """
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link["id"]: link for link in map(as_link, workflow["links"])}

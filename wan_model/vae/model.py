@@ -41,7 +41,7 @@ class WanVAE(nn.Module):
     def encode(self, video: torch.Tensor, *, tile: tuple[int, int] | None = None) -> torch.Tensor:
         """Return the means (B, C, (T-1)/4 + 1, H/8, W/8; /16 for 2.2) of a video (B, 3, T, H, W), T = 4n + 1.
 
-        tile: (height, width) in pixels, or None for whole frames; the result is the same to rounding. Raises
+        tile: (height, width) in pixels, or None for whole frames; the result is the same to rounding. Raise
         ValueError for other frame counts, sides not divisible by the VAE's stride, and tiles that are too small.
         """
         return torch.cat(list(self.encode_stream([video], tile=tile)), dim=2)
@@ -49,7 +49,7 @@ class WanVAE(nn.Module):
     def decode(self, latent: torch.Tensor, *, tile: tuple[int, int] | None = None) -> torch.Tensor:
         """Return the video (B, 3, 4 (F-1) + 1, 8 H, 8 W; 16 for 2.2), not clamped, of a latent (B, C, F, H, W).
 
-        tile: (height, width) in pixels, or None for whole frames; the result is the same to rounding. Raises
+        tile: (height, width) in pixels, or None for whole frames; the result is the same to rounding. Raise
         ValueError for a wrong channel count and tiles that are too small.
         """
         stream = self.decode_stream(latent, tile=tile)
@@ -108,7 +108,7 @@ class WanVAE(nn.Module):
         """Iterate over latents (B, C, 1, h, w) in time, of video pieces (B, 3, t, H, W) of any lengths.
 
         runtime: kernels and thresholds for the device. device, dtype: of the computation; each chunk is moved
-        there when it is encoded (default: the first piece's own). park, on_step: see `Stream`. Raises
+        there when it is encoded (default: the first piece's own). park, on_step: see `Stream`. Raise
         ValueError at once for no frames, a wrong channel count, sides not divisible by the VAE's stride and tiles
         that are too small, and at the end if the number of frames is not 4n + 1.
         """

@@ -76,7 +76,7 @@ class Stream:
     def split(self, park: torch.device | str | None = None) -> None:
         """Halve every tile along its longer side, at its current progress.
 
-        park: device for caches from now on; they are cut there, without memory of another device. Raises
+        park: device for caches from now on; they are cut there, without memory of another device. Raise
         ValueError if no tile can be halved.
         """
         unit, stride = self.grid.unit, self.grid.stride
