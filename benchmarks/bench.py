@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: ComfyUI and this project on Python's path, their options, and where rows go.
+"""Shared by the benchmark scripts: ComfyUI and this project on Python's path, options, and the table of results.
 
 A script imports this before anything of those.
 """

@@ -103,7 +103,7 @@ def node(kind: str, **inputs: object) -> dict:
 
 
 def text_nodes() -> dict[str, dict]:
-    """What both begin with."""
+    """Return the text nodes that both graphs start with."""
     return {
         "clip": node("WanTextEncoderLoader", text_encoder_name=TEXT),
         "text": node("WanTextEncode", clip=("clip", 0), positive="a cat walks on the grass", negative="blur"),

@@ -1,4 +1,4 @@
-"""What every benchmark measures: interleaved times, the memory and the operations of one run, and errors."""
+"""Measurements of every benchmark: interleaved times, memory and operations of one run, and errors."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""What the live preview costs a run, by who listens: `python3 dev.py bench preview`.
+"""Cost of the live preview for a run, by kind of client: `python3 dev.py bench preview`.
 
 Samples the demo family on a running server; the result goes into a section of its own in benchmarks/results.md.
 """
@@ -62,7 +62,7 @@ def took(stamps: dict[str, int]) -> float:
 
 
 def seconds(client: Client, prompt_id: str) -> float:
-    """What the run of a prompt took, once it is done."""
+    """Return the seconds that the run of a prompt took, once it is done."""
     while not (history := client.get(f"/history/{prompt_id}")):
         time.sleep(0.2)
     return took({name: data["timestamp"] for name, data in history[prompt_id]["status"]["messages"]})

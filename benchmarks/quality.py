@@ -1,4 +1,4 @@
-"""What the demo family still shows when it is quantised, cached, or decoded in parts: `python3 dev.py bench quality`.
+"""Quality of the demo family when it is quantised, cached, or decoded in tiles: `python3 dev.py bench quality`.
 
 Samples held-out prompts in the host, one by one as a user does, and judges the clips as `tiny.evaluate` does. The
 result goes into a section of its own in benchmarks/results.md.

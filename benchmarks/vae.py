@@ -114,7 +114,7 @@ def weights(config: VAEConfig) -> dict[str, torch.Tensor]:
 
 
 def source(shape: tuple[int, ...]) -> torch.Tensor:
-    """What goes in, float32: noise; a video's within [-1, 1]."""
+    """Return the input, float32: noise, within [-1, 1] for a video."""
     x = recipe.tensor("source", shape).to(DEVICE)
     return x.clamp_(-1, 1) if shape[1] == 3 else x
 

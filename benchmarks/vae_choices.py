@@ -1,4 +1,4 @@
-"""What the choices inside our VAE are worth: `python3 dev.py bench vae_choices`.
+"""Gain of the choices inside our VAE: `python3 dev.py bench vae_choices`.
 
 Decodes and encodes with one choice undone at a time. The result goes into a section of its own in
 benchmarks/results.md.
@@ -38,7 +38,7 @@ CHOICES = {  # what is undone in the runtime
 
 
 def runs(case: Case) -> dict[str, measure.Run]:
-    """What is timed: as it is, then with each choice undone."""
+    """Return the runs to time: as it is, then with each choice undone."""
     state = {name: x.to(case.dtype) for name, x in weights(case.config).items()}
     vae, plain = build_vae(state), build_vae(state)
     for weight in plain.parameters():

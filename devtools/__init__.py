@@ -1,1 +1,1 @@
-"""What `dev.py` is made of: the environment, the host ComfyUI, its server, and workflows run through its API."""
+"""The parts of `dev.py`: the environment, the host ComfyUI, its server, and workflows run through its API."""

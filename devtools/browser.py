@@ -35,14 +35,14 @@ def find(python: str | Path) -> str | None:
 
 
 def missing(python: str | Path) -> str:
-    """What a person without a Chromium does."""
+    """Return advice for setting up a missing Chromium."""
     return f"There is no Chromium here: {ADVICE.format(python=python)}."
 
 
 def provide(python: str | Path, *, required: bool) -> None:
     """Install Debian's Chromium where none is found and this may be done; without one, say what is left out.
 
-    Raises SetupError where `required` and there is none.
+    Raise SetupError if `required` and there is none.
     """
     if find(python) is None and _may_install():
         try:

@@ -41,7 +41,7 @@ class Client:
         """Queue `prompt`, wait until it is done, and return the files it made: [{"filename", "subfolder", "type"}].
 
         on_event: called with the type and data of each of the server's events for this prompt.
-        Raises PromptError where the prompt is refused or fails, TimeoutError after `timeout` seconds.
+        Raise PromptError if the prompt is refused or fails, TimeoutError after `timeout` seconds.
         """
         prompt_id = asyncio.run(asyncio.wait_for(self._run(prompt, on_event), timeout))
         outputs = self.get(f"/history/{prompt_id}")[prompt_id]["outputs"]

@@ -79,7 +79,7 @@ class Editor:
     def open(self, workflow: dict) -> None:
         """Load `workflow` (the editor's JSON) and close the dialogs about files that are not there.
 
-        Raises ValueError where the server lacks one of its nodes.
+        Raise ValueError if the server lacks one of its nodes.
         """
         if missing := self.lacking(workflow):
             raise ValueError(f"The server lacks nodes of the workflow: {missing}")
@@ -114,7 +114,7 @@ class Editor:
         self.page.evaluate(SET, [type, widget, value])
 
     def run(self, timeout: float = 120) -> None:
-        """Press Run and wait for the end. Raises ValueError with what the server said where it is not a success."""
+        """Press Run and wait for the end. Raise ValueError with what the server said where it is not a success."""
         before = self.page.evaluate("ended.length")
         with self.page.expect_response("**/prompt") as reply:
             self.page.locator(RUN_BUTTON).first.click()
@@ -136,7 +136,7 @@ class Editor:
 
 @contextmanager
 def chromium(python: str | Path = sys.executable) -> Iterator[Browser]:
-    """A headless Chromium of this machine. Raises SetupError where there is none."""
+    """A headless Chromium of this machine. Raise SetupError if there is none."""
     path = browser.find(python)
     if path is None:
         raise SetupError(browser.missing(python))

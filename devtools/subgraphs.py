@@ -10,7 +10,7 @@ PRIMITIVE = "PrimitiveNode"
 
 @dataclass(frozen=True)
 class Value:
-    """What a widget gives to an input in the place of a link."""
+    """The value of a widget, in place of a link."""
 
     value: object
 

@@ -17,7 +17,7 @@ MUTED, BYPASSED = 2, 4
 def to_prompt(workflow: dict, object_info: dict) -> dict:
     """API prompt for `workflow` (the editor's JSON): {node id: {"class_type", "inputs", "_meta"}}.
 
-    Raises ValueError naming the node where the file does not fit the server's nodes.
+    Raise ValueError naming the node where the file does not fit the server's nodes.
     """
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link["id"]: link for link in map(as_link, workflow["links"])}
@@ -105,7 +105,7 @@ def _read_widgets(declared: dict, values: list, inputs: dict, prefix: str) -> No
 
 
 def _default(kind: str | list, options: dict) -> object:
-    """What the editor puts into a new widget of this declaration."""
+    """Return the editor's initial value of a widget with this declaration."""
     choices = kind if isinstance(kind, list) else options.get("options") or [None]
     first = choices[0] if choices else None
     return options.get("default", first["key"] if isinstance(first, dict) else first)

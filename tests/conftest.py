@@ -1,4 +1,4 @@
-"""What every test may use: the packages of this repository by name, golden cases, and one measure of error.
+"""Fixtures of all tests: the packages of this repository by name, golden cases, and one measure of error.
 
 The repository's root stays off `sys.path`: its `nodes` folder would hide ComfyUI's module of that name.
 """

@@ -56,7 +56,7 @@ def client(server) -> Client:
 
 @pytest.fixture(scope="session")
 def object_info(server) -> dict:
-    """What the server says of its nodes."""
+    """The server's description of its nodes."""
     return Client(server.url).get("/object_info")
 
 

@@ -26,7 +26,9 @@ OPTIONAL_IMPORTS = {"triton_kernels.py": {"triton"}}  # of a module that is only
 
 
 @pytest.mark.parametrize(
-    "command", ["ruff check .", "ruff format --check .", "comfy-test lint --strict ."], ids=lambda command: command
+    "command",
+    ["ruff check .", "ruff format --check .", "mypy", "comfy-test lint --strict ."],
+    ids=lambda command: command,
 )
 def test_a_checker_is_content(command):
     name, *arguments = command.split()

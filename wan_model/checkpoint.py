@@ -60,7 +60,7 @@ KINDS = {
     TEXT_ENCODER: "a umT5 text encoder",
     CLIP_VISION: "a CLIP vision encoder",
 }
-# The weights that stay packed when their file is a GGUF: nearly all of them. The others are small, or read from once.
+# The weights that stay packed when their file is a GGUF: nearly all. The others are small, or read only once.
 STAYS_PACKED = re.compile(r"(vace_)?blocks\.|audio_injector\.|face_adapter\.fuser_blocks\.|token_embedding\.")
 
 # A whole weight that a Wan DiT does not read belongs to another network; anything else beside the weights is harmless.
@@ -87,8 +87,8 @@ class Inspection:
     variant: str | None = None
     quantisation: str | None = None
     layout: str | None = None
-    names: Mapping[str, str] | None = None
-    tensors: Mapping[str, Tensor] | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
     layers: Mapping[str, dict] = field(default_factory=dict)
     config: DiTConfig | VAEConfig | None = None
     marks: Mapping[str, object] = field(default_factory=dict)
@@ -133,8 +133,8 @@ def recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
     names = {inner[name]: official for name, official in rename(inner, layout.table).items()}
     official = assemble({ours: tensors[theirs] for theirs, ours in names.items()})
     transformer = {**layout.header, **transformer}
-    listed = wrappings.unwrap(forms := header_layers(metadata or {}))
-    listed = {name.removeprefix(prefix): forms[theirs] for name, theirs in listed.items()}
+    forms = header_layers(metadata or {})
+    listed = {name.removeprefix(prefix): forms[theirs] for name, theirs in wrappings.unwrap(forms).items()}
     layers = {ours: listed[theirs] for theirs, ours in rename(listed, layout.table).items()} | _marked(official)
     variant, config, expected = _identify(layout.kind, official, transformer)
     latent_rgb, ignored = None, ()
@@ -184,7 +184,7 @@ def expect(path: str | PathLike, kinds: tuple[str, ...], node: str) -> Inspectio
 def load(path: str | PathLike) -> tuple[dict[str, Tensor], str, str | None]:
     """Return the weights of a file in official names, its variant and its quantisation, as in `load_model`."""
     state_dict, found = load_model(path)
-    return state_dict, found.variant, found.quantisation
+    return state_dict, str(found.variant), found.quantisation
 
 
 def load_model(path: str | PathLike) -> tuple[dict[str, Tensor], Inspection]:
@@ -244,10 +244,10 @@ def _identify(
     """Return (variant, sizes, names of all weights); the last two are None for models that the host's classes read."""
     if kind == "dit":
         config, shapes = dit_shapes(tensors, header)
-        return config.variant, config, shapes.keys()
+        return config.variant, config, set(shapes)
     if kind == "vae":
-        config = vae_config(tensors)
-        return "vae" + config.version.replace(".", ""), config, make_vae(config, device="meta").state_dict().keys()
+        vae = vae_config(tensors)
+        return "vae" + vae.version.replace(".", ""), vae, set(make_vae(vae, device="meta").state_dict())
     return kind, None, None
 
 

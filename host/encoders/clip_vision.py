@@ -40,7 +40,7 @@ TEXT_HALF = ("textual.", "text_model.", "text_projection.", "log")  # log_scale,
 def load(path: str) -> comfy.clip_vision.ClipVisionModel:
     """Return the host's CLIP_VISION object around the image half of the CLIP in the file `path`.
 
-    Takes the official open-CLIP XLM-RoBERTa file, ComfyUI's clip_vision_h and the transformers layout. Raises
+    Takes the official open-CLIP XLM-RoBERTa file, ComfyUI's clip_vision_h and the transformers layout. Raise
     ValueError for a file of another model and one that lacks weights.
     """
     state = host_weights(weights.read(path, checkpoint.CLIP_VISION, "WanClipVisionLoader")[0])

@@ -1,4 +1,4 @@
-"""What people do with the mouse: find a node, place it, wire it, run it, and drop its video back into the editor."""
+"""User actions with the mouse: find a node, place it, wire it, run it, and drop its video back into the editor."""
 
 import base64
 import json

@@ -44,7 +44,7 @@ def loras(base):
 
 @pytest.fixture(params=["en", "zh"])
 def words(request, editor):
-    """What is expected, in an editor of that language: English with one renderer, Chinese with the other."""
+    """Expected texts, in an editor of that language: English with one renderer, Chinese with the other."""
     if request.param == "zh":
         editor.go({"Comfy.Locale": "zh", "Comfy.VueNodes.Enabled": True})
     return WORDS[request.param]

@@ -1,4 +1,4 @@
-"""What goes wrong in front of a person: each case is one sentence in the API's reply, and the next prompt runs."""
+"""Errors that a user sees: each is one sentence in the API's reply, and the next prompt runs."""
 
 import copy
 import struct

@@ -1,4 +1,4 @@
-"""What only the server's own executor shows of few-step sampling: which nodes run."""
+"""Few-step sampling in the server's own executor, which decides the nodes that run."""
 
 import copy
 

@@ -30,7 +30,7 @@ def messages() -> dict[str, list[tuple[str, set[str]]]]:
 
 
 def words(language: str) -> dict[str, dict[str, str]]:
-    """What the editor's extension says in `language`, and how it words messages of the server."""
+    """Texts of the editor's extension in `language`, and its wording of the server's messages."""
     return json.loads((ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))["wanStream"]
 
 

@@ -40,7 +40,7 @@ class Pair:
     theirs: object
 
     def each(self, function: Callable) -> "Pair":
-        """What `function` makes of each of the two."""
+        """Return the results of `function` for both."""
         return Pair(function(self.ours), function(self.theirs))
 
 
@@ -74,7 +74,7 @@ def sample(model, positive, negative, clip: dict | None = None, cfg: float = 4.0
 
 
 def attempt(function: Callable[[], object]) -> object:
-    """What `function` returns, or its error as "type: message"."""
+    """Return the result of `function`, or its error as "type: message"."""
     try:
         return function()
     except ERRORS as error:

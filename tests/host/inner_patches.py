@@ -38,7 +38,7 @@ def bound(model, part: str, function):
 
 
 def scaled(original, factor, *args, **kwargs):
-    """What `original` gives, times `factor`."""
+    """Return the result of `original` times `factor`."""
     return factor * original(*args, **kwargs)
 
 

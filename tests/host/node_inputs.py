@@ -1,4 +1,4 @@
-"""What the host's nodes are given in a test: links by their type, widgets by `SETTINGS` or their defaults."""
+"""Inputs of the host's nodes in a test: links by their type, widgets by `SETTINGS` or their defaults."""
 
 import importlib
 from pathlib import Path

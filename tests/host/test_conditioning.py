@@ -74,7 +74,7 @@ def sampled(run_node):
 
 
 def official_y(vae, start, end, length):
-    """What `image2video.py` and `first_last_frame2video.py` put behind the noise: mask and normalised latent."""
+    """The condition channels of `image2video.py` and `first_last_frame2video.py`: mask and normalised latent."""
     frames = torch.zeros(length, HEIGHT, WIDTH, 3)
     known = torch.zeros(length)
     for images_, first in ((start, 0), (end, length - (0 if end is None else len(end)))):

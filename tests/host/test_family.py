@@ -57,7 +57,7 @@ def expected(make, load):
 
 
 def seen(vae, latent) -> judge.Seen:
-    """What a latent of the host's shows, which is not normalised."""
+    """Return the content of a latent of the host, which is not normalised."""
     return judge.look(vae.decode(latent).clamp(-1, 1)[0])
 
 

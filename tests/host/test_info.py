@@ -1,4 +1,4 @@
-"""What a file says about itself: the node, the route, and names that must not lead out of the model folders."""
+"""Facts about a file: the node, the route, and names that must not lead out of the model folders."""
 
 import asyncio
 import json

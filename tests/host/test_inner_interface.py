@@ -1,4 +1,4 @@
-"""What other packs patch and read inside the host's Wan network means the same on ours."""
+"""Patches and reads of other packs inside the host's Wan network have the same effect on ours."""
 
 import beside
 import comfy.clip_vision

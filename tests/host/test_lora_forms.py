@@ -190,7 +190,7 @@ def modulation(weights, place="blocks.0"):
 
 
 def several(weights, place=Q):
-    """What the host's loader alone would let the last of win."""
+    """Several changes of one weight, of which the host's own loader would apply only the last."""
     weight, bias = weights[f"{place}.weight"], weights[f"{place}.bias"]
     tensors, product = pair(weight.shape, (".lora_up.weight", ".lora_down.weight"))
     full, offset = random(*weight.shape), random(*bias.shape)

@@ -148,7 +148,7 @@ def test_the_host_asks_for_what_the_formula_says(t2v, memory):
 
 
 def test_the_host_makes_room_for_vace_contexts(room, models, prompts):
-    """What the host asks before a run, from the conditionings alone."""
+    """The host asks for memory before a run, from the conditionings alone."""
     from comfy.sampler_helpers import estimate_memory
 
     model = room("host.model.loading").load(str(models / "diffusion_models" / "tiny_random_wan2.1_vace.safetensors"))

@@ -46,7 +46,7 @@ CUT = {
 
 @pytest.fixture(scope="module")
 def info(pack):
-    """What the host's nodes take."""
+    """The inputs of the host's nodes."""
     runner.load_extra_nodes()
     return templates.object_info()
 

@@ -1,4 +1,4 @@
-"""What the host reads of weights otherwise than by running the layer: of GGUF and scaled fp8 files the right values."""
+"""Weights that the host reads other than by running the layer: GGUF and scaled fp8 files give the right values."""
 
 import functools
 import importlib

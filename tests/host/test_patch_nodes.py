@@ -76,7 +76,7 @@ def links(models):
 
 @pytest.fixture(scope="module")
 def plain(small):
-    """What each model makes with no patch."""
+    """The result of each model without a patch."""
     with torch.inference_mode():
         return small[0].each(lambda model: beside.sample(model, *beside.prompts()))
 
@@ -137,7 +137,7 @@ def sample_with(model, guider=None, sampler=None) -> torch.Tensor:
 
 
 def outcome(node: str, model, other, links: dict) -> torch.Tensor | str:
-    """What `node` gives with `model`, and `other` where it takes two: as `shown`, or the error."""
+    """Return the result of `node` with `model` (and `other` if it takes two) as `shown`, or the error."""
     torch.manual_seed(0)  # what is trained begins at random
 
     def run():

@@ -1,4 +1,4 @@
-"""What is told of the wires before a run is what the run fails with."""
+"""Problems found before a run are the errors of the run."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def text():
 
 
 def failure(run_node, node, **inputs):
-    """What `node` fails with."""
+    """Return the error of `node`."""
     with pytest.raises(ValueError) as error:
         run_node(node, **inputs)
     return str(error.value)

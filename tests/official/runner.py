@@ -23,7 +23,7 @@ class Failure(Exception):
 
 
 class Receiver:
-    """What the executor tells of its progress goes nowhere."""
+    """A receiver that drops the executor's progress."""
 
     client_id = last_node_id = last_prompt_id = None
     node_replace_manager = SimpleNamespace(register=lambda *_: None)
@@ -69,7 +69,7 @@ def run_prompt(prompt: dict, ends: list[str]) -> dict[str, torch.Tensor]:
 
 
 def _invalid(error: dict, node_errors: dict) -> Failure:
-    """What the check of a prompt found, the first of it."""
+    """Return the first error that the check of a prompt found."""
     for node in node_errors.values():
         first = node["errors"][0]
         refused = first["type"] == "custom_validation_failed"

@@ -46,7 +46,7 @@ def _loads_wan(name: str) -> bool:
 
 
 def object_info() -> dict:
-    """What the server's /object_info says of the inputs of every node of this host."""
+    """Return the inputs of every node of this host, as the server's /object_info gives them."""
     info = {}
     for name, node in nodes.NODE_CLASS_MAPPINGS.items():
         described = node.GET_NODE_INFO_V1() if hasattr(node, "GET_NODE_INFO_V1") else None

@@ -31,7 +31,7 @@ STEPS, GUIDANCE, SEED = 2, 3.0, 5
 
 
 class Inputs(NamedTuple):
-    """What a sampler takes: MODEL, two CONDITIONINGs and LATENT."""
+    """Inputs of a sampler: MODEL, two CONDITIONINGs and LATENT."""
 
     model: object
     positive: list

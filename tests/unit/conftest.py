@@ -1,4 +1,4 @@
-"""What several tests of the models alone use."""
+"""Fixtures of the tests that run the models alone."""
 
 import gzip
 import json

@@ -134,7 +134,7 @@ def test_a_cpu_gets_none():
 
 @pytest.fixture
 def tried(monkeypatch):
-    """What `fused.triton_kernels` says of a device that claims to be a GPU."""
+    """The result of `fused.triton_kernels` for a device that claims to be a GPU."""
 
     class Device(str):
         type = "cuda"

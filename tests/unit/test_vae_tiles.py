@@ -76,7 +76,7 @@ def run_once(blocks, out, x):
 
 @pytest.mark.parametrize("encode", [False, True])
 def test_the_halo_is_the_receptive_field(encode, vae):
-    """What a core shows changes with the outermost pixels that its tile reads, and not with the ones beyond."""
+    """A core depends on the outermost pixels that its tile reads, and on none beyond."""
     _, tiled, _ = vae.encode_blocks() if encode else vae.decode_blocks()
     unit, channels = (1, 3) if encode else (vae.config.stride, 4 * vae.config.dec_dim)
     frame = Rect.whole(32 * unit, 32 * unit)

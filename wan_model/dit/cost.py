@@ -37,20 +37,20 @@ def forward_bytes(
     """
     shapes = shapes or {}
     count = all_tokens(config, shape, shapes)
-    part = count if chunk is None else min(chunk, count)
-    joined = part < count  # the results of the parts are collected in a tensor of their own
+    size = count if chunk is None else min(chunk, count)
+    joined = size < count  # results of chunks are collected in a separate tensor
     dim = config.dim * dtype.itemsize
     rotating = 6 if dtype.itemsize < 4 else 4  # rotation is in float32
     attended = 5 if config.part("clip") else 4
     phases = (
-        # the block's input; of a part: normed, q, k and what makes the second of these
-        count * dim * (4 if joined else 1) + part * dim * rotating,
+        # the block's input; per chunk: normed tokens, q, k and temporaries of the rotation
+        count * dim * (4 if joined else 1) + size * dim * rotating,
         # the block's input, q, k, v and the result of attention
         count * dim * 5,
-        # the block's input, that of cross-attention; of a part: normed, q, and what attention gives and is made of that
-        count * dim * (3 if joined else 2) + part * dim * attended,
-        # the block's input, that of the feed-forward; of a part: normed, hidden, projected
-        count * dim * (3 if joined else 2) + part * (2 * dim + config.ffn_dim * dtype.itemsize),
+        # inputs of block and cross-attention; per chunk: normed tokens, q, the attention's result and its projection
+        count * dim * (3 if joined else 2) + size * dim * attended,
+        # inputs of block and feed-forward; per chunk: normed, hidden and projected tokens
+        count * dim * (3 if joined else 2) + size * (2 * dim + config.ffn_dim * dtype.itemsize),
     )
     context = 3 * shape[0] * TEXT_LENGTH * dim  # embedded, and a block's keys and values of it
     rotations = count // shape[0] * HEAD_DIM * torch.float32.itemsize

@@ -137,7 +137,7 @@ def by_pieces(
     counts: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, ...]:
     """Return the results of `function` on the `pieces`, joined to tensors (B, L, n)."""
-    joined = ()
+    joined: tuple[Tensor, ...] = ()
     for tokens, rows in pieces(x, e, chunk, counts):
         made = function(tokens, rows)
         if tokens == WHOLE:
@@ -171,6 +171,10 @@ class CrossAttention(SelfAttention):
 
     The part for CLIP images adds `k_img`, `v_img` and `norm_k_img`.
     """
+
+    k_img: nn.Module
+    v_img: nn.Module
+    norm_k_img: nn.Module
 
     def keys_values(self, inputs: BlockInputs) -> list[tuple[Tensor, Tensor]]:
         """Return keys and values (B, n, dim) of the text, and of an image if there is one."""
@@ -232,7 +236,9 @@ class Block(nn.Module):
             normed = kernels.norm_modulate(x[tokens], shift[rows], scale[rows], self.eps)
             return attn.qkv(normed, inputs.rope[tokens[1]], kernels.rotate)
 
-        y = inputs.attention(*by_pieces(project, x, inputs.e, inputs.chunk, inputs.counts), attn.heads)
+        q, k, v = by_pieces(project, x, inputs.e, inputs.chunk, inputs.counts)
+        y = inputs.attention(q, k, v, attn.heads)
+        del q, k, v
 
         def add(tokens: Piece, rows: Piece) -> tuple[Tensor, ...]:
             return (gated_add(x[tokens], attn.o(y[tokens]), gate[rows]),)

@@ -84,7 +84,7 @@ class WanDiT(nn.Module):
             check_same_size("y", y, x)
             x = torch.cat((x, y), dim=1)
         self._check(x, t, context, given)
-        sides, x = tuple(x.shape[3:]), self.pad_to_patch(x)
+        sides, x = (x.shape[3], x.shape[4]), self.pad_to_patch(x)
         draft = Draft(
             given=given,
             x=x,

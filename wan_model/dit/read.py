@@ -44,7 +44,7 @@ def read_config(state_dict: Mapping[str, Tensor], header: Mapping[str, object] |
     if dim % HEAD_DIM:
         raise ValueError(f"This is not a Wan DiT: width {dim} is not a multiple of {HEAD_DIM}.")
     in_dim, out_dim = sizes.size("patch_embedding.weight", 1), sizes.size("head.head.bias", 0) // PATCH_AREA
-    found = [name for name, kind in PARTS.items() if kind.mark in sizes]
+    found = [name for name, kind in PARTS.items() if kind.mark and kind.mark in sizes]
     variant = find(in_dim, out_dim, found, header)
     if variant is None:
         extras = f" and has {', '.join(found)}" if found else ""

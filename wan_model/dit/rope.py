@@ -40,7 +40,8 @@ def grid_positions(
 ) -> Positions:
     """Return the positions scale * k + shift of the tokens k = 0, 1, ... along each axis of `grid`."""
     axes = (tuple(a * k + b for k in range(n)) for n, a, b in zip(grid, scale, shift, strict=True))
-    return Positions(*axes, source=source)
+    frames, rows, columns = axes
+    return Positions(frames, rows, columns, source)
 
 
 def rope_table(positions: Sequence[Positions], head_dim: int, device: torch.device | None = None) -> Tensor:

@@ -6,19 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .attention import Attention, sdpa
-from .layers import TORCH, Block, BlockInputs, Kernels
+from .layers import TORCH, BlockInputs, Kernels
 from .rope import Axes
 
 if TYPE_CHECKING:
     from .sequence import Sequence
 
-RunBlock = Callable[[int, Block, Tensor, BlockInputs], Tensor]
+RunBlock = Callable[[int, nn.Module, Tensor, BlockInputs], Tensor]  # a block, or what compiles it
 
 
-def call_block(index: int, block: Block, x: Tensor, inputs: BlockInputs) -> Tensor:
+def call_block(index: int, block: nn.Module, x: Tensor, inputs: BlockInputs) -> Tensor:
     """Run main block number `index` on x (B, L, dim)."""
     return block(x, inputs)
 

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .rope import Positions, grid_positions
 from .runtime import Runtime
@@ -17,7 +17,7 @@ from .runtime import Runtime
 if TYPE_CHECKING:
     from .layers import Block, BlockInputs, Head
 
-BeforeBlock = Callable[[int, "Block", "BlockInputs"], "BlockInputs"]
+BeforeBlock = Callable[[int, nn.Module, "BlockInputs"], "BlockInputs"]
 AfterText = Callable[["Block", Tensor], Tensor]
 AfterBlock = Callable[[int, Tensor], Tensor]
 
@@ -67,7 +67,8 @@ class Draft:
     after_block: list[AfterBlock] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.grid = tuple(self.clip.shape[2:])  # frames, rows and columns of the clip's tokens
+        frames, rows, columns = self.clip.shape[2:]
+        self.grid = frames, rows, columns
 
     @property
     def positions(self) -> tuple[Positions, ...]:
@@ -105,7 +106,8 @@ class Draft:
         """Return all tokens (B, L, dim) in order and drop the draft's references, so that blocks can free them."""
         clip = to_tokens(self.clip)
         groups = [*(s.tokens for s in self.front), clip, *(s.tokens for s in self.behind)]
-        self.clip, self.front, self.behind = None, [], []
+        del self.clip
+        self.front, self.behind = [], []
         return clip if len(groups) == 1 else torch.cat(groups, dim=1)
 
     def _clip_runs(self) -> list[tuple[tuple[str, int], int]]:

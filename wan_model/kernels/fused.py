@@ -44,7 +44,7 @@ def vae_runtime(device: torch.device) -> Runtime:
     if device.type == "cpu":
         return CPU
     kernels = triton_kernels(device)
-    return Runtime(kernels=kernels and kernels.VAE)
+    return Runtime(kernels=kernels.VAE if kernels else None)
 
 
 def _try_out(kernels: ModuleType, device: torch.device) -> None:

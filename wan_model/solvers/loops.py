@@ -34,7 +34,7 @@ def lcm(x: Tensor, s: list[float], noise: Noise) -> Loop:
 def dpmpp(x: Tensor, s: list[float], noise: Noise) -> Loop:
     """Mean x0 of a step: on the line through the last two predictions."""
     log_snr = [_log_snr(sigma) for sigma in s]
-    history = deque(maxlen=2)
+    history: deque[Tensor] = deque(maxlen=2)
     for i in range(len(s) - 1):
         history.append((yield i, x, s[i]))
         x = _advance(x, _predicted_mean(history, log_snr, i), s[i], s[i + 1])
@@ -54,7 +54,7 @@ def res_multistep(x: Tensor, s: list[float], noise: Noise) -> Loop:
 def unipc(x: Tensor, s: list[float], noise: Noise) -> Loop:
     """As `dpmpp`, and each step is corrected once the x0 at its end is known."""
     log_snr = [_log_snr(sigma) for sigma in s]
-    history = deque(maxlen=3)
+    history: deque[Tensor] = deque(maxlen=3)
     start = x
     for i in range(len(s) - 1):
         history.append((yield i, x, s[i]))

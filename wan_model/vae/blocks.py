@@ -3,12 +3,15 @@
 Follows `wan/modules/vae.py` of Wan 2.1, whose parameter names are kept. `convolution.py` describes the interface.
 """
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from .convolution import Cache, Chunk, Cost, RMSNorm, causal_conv3d, images, videos
+from .convolution import Cache, Chunk, Cost, Layers, RMSNorm, causal_conv3d, images, videos
 from .rect import Rect, Span
 from .runtime import Runtime
 
@@ -20,7 +23,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, ops, cin: int, cout: int):
         super().__init__()
-        self.residual = nn.Sequential(
+        self.residual: Layers = nn.Sequential(
             RMSNorm(cin),
             nn.SiLU(),
             causal_conv3d(ops, cin, cout, 3),
@@ -65,6 +68,9 @@ class ResidualBlock(nn.Module):
 
 class Head(nn.Sequential):
     """The last normalised convolution of an encoder or decoder."""
+
+    __getitem__: Callable[..., Any]  # its layers, which torch types as plain modules
+    __iter__: Callable[..., Iterator[Any]]
 
     def __init__(self, ops, cin: int, cout: int):
         super().__init__(RMSNorm(cin), nn.SiLU(), causal_conv3d(ops, cin, cout, 3))
@@ -187,7 +193,7 @@ class Encoder(nn.Module):
     def __init__(self, ops, channels: int, dim: int, stages: list[nn.Module], out_channels: int):
         super().__init__()
         self.conv1 = causal_conv3d(ops, channels, dim, 3)
-        self.downsamples = nn.Sequential(*stages)
+        self.downsamples: Layers = nn.Sequential(*stages)
         self.middle = _middle(ops, 4 * dim)
         self.head = Head(ops, 4 * dim, out_channels)
 
@@ -199,7 +205,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.conv1 = causal_conv3d(ops, channels, 4 * dim, 3)
         self.middle = _middle(ops, 4 * dim)
-        self.upsamples = nn.Sequential(*stages)
+        self.upsamples: Layers = nn.Sequential(*stages)
         self.head = Head(ops, dim, out_channels)
 
 

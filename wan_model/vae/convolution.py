@@ -16,7 +16,7 @@ Follows `wan/modules/vae.py` of Wan 2.1, whose parameter names are kept.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from .runtime import Kernels, Runtime
 HISTORY = 2  # earlier frames that a convolution of temporal kernel 3 reads
 
 Cache = tuple[torch.Tensor, ...] | None
+Layers = Any  # an nn.Sequential; torch types its items as plain modules
 
 
 class Chunk(NamedTuple):
@@ -81,25 +82,27 @@ class RMSNorm(nn.Module):
         return kernels if all(map(kernels.accepts, (x, *(cache or ())))) else None
 
 
-class _CausalConv3d:
+class CausalConv3d(nn.Conv3d):
     """Mixin over a namespace's 3-D convolution: no padding, and taps that meet no frame are dropped."""
 
-    def _conv_forward(self, x, weight, bias, *args, **kwargs):
+    kernel_size: tuple[int, int, int]
+
+    def _conv_forward(self, input, weight, bias, *args, **kwargs):
         """Convolve a video, or its patches as `convolve` passes them, without padding.
 
         Equivalent 2-D convolutions are used where possible, which are faster.
         """
-        if x.ndim == 8:
-            return multiply_patches(x, weight, bias)
+        if input.ndim == 8:
+            return multiply_patches(input, weight, bias)
         if weight[0, 0].numel() == 1:
-            return videos(F.conv2d(images(x), weight[:, :, 0], bias), x.shape[0])
+            return videos(F.conv2d(images(input), weight[:, :, 0], bias), input.shape[0])
         if weight.shape[3] == 1:  # only along time: rows and columns can be one axis
-            y = F.conv2d(x.flatten(3), weight.flatten(3), bias, (self.stride[0], 1))
-            return y.unflatten(3, x.shape[3:])
-        if x.shape[2] < weight.shape[2]:  # a single first frame, read only by the last temporal tap
-            return F.conv2d(x[:, :, -1], weight[:, :, -1], bias).unsqueeze(2)
+            y = F.conv2d(input.flatten(3), weight.flatten(3), bias, (self.stride[0], 1))
+            return y.unflatten(3, input.shape[3:])
+        if input.shape[2] < weight.shape[2]:  # a single first frame, read only by the last temporal tap
+            return F.conv2d(input[:, :, -1], weight[:, :, -1], bias).unsqueeze(2)
         # the namespace's own: the host's avoids the memory that cuDNN uses in half precision since torch 2.9
-        return super()._conv_forward(x, weight, bias, *args, **kwargs)
+        return super()._conv_forward(input, weight, bias, *args, **kwargs)
 
     def convolve(self, x: torch.Tensor, runtime: Runtime) -> torch.Tensor:
         """Convolve the padded input x (B, C, T, H, W), as one matrix product if `runtime` says so."""
@@ -150,18 +153,19 @@ class _CausalConv3d:
 
         The tensor holds the cached frames, then x (through `norm` and SiLU if given), with zeros where the frame ends.
         """
-        history, pads = 0 if cache is None else HISTORY, self.padding_of(out)
-        kernels = norm and norm.usable(kernels, x, cache)
+        cached = None if cache is None else cache[0]
+        history, pads = 0 if cached is None else HISTORY, self.padding_of(out)
+        fused = None if norm is None else norm.usable(kernels, x, cache)
         buffer, frames = empty_buffer(x, history + x.shape[2], pads)
-        if kernels:
-            seen, (left, _, top, _) = cache[0] if history else None, pads
-            kernels.activate(x, seen, norm.gamma.to(x).flatten(), buffer, history, top, left)
+        if norm is not None and fused is not None:
+            left, _, top, _ = pads
+            fused.activate(x, cached, norm.gamma.to(x).flatten(), buffer, history, top, left)
         else:
             zero_border(buffer, pads)
-            if history:
-                seen = cache[0].shape[2]
+            if cached is not None:
+                seen = cached.shape[2]
                 frames[:, :, : HISTORY - seen] = 0
-                frames[:, :, HISTORY - seen : HISTORY] = cache[0]
+                frames[:, :, HISTORY - seen : HISTORY] = cached
             if norm is None:
                 frames[:, :, history:] = x
             else:
@@ -241,9 +245,9 @@ def videos(x: torch.Tensor, batch: int) -> torch.Tensor:
 @functools.cache
 def mixed(mixin: type, conv: type) -> type:
     """Return the namespace's convolution class with `mixin` before it."""
-    return type(mixin.__name__.strip("_"), (mixin, conv), {})
+    return type(mixin.__name__, (mixin, conv), {})
 
 
-def causal_conv3d(ops, cin: int, cout: int, kernel, stride=1) -> nn.Module:
+def causal_conv3d(ops, cin: int, cout: int, kernel, stride=1) -> CausalConv3d:
     """Return a causal convolution over `ops.Conv3d`, so that the host may cast, offload or patch its weights."""
-    return mixed(_CausalConv3d, ops.Conv3d)(cin, cout, kernel, stride=stride)
+    return mixed(CausalConv3d, ops.Conv3d)(cin, cout, kernel, stride=stride)

@@ -1,6 +1,6 @@
 """The Wan VAE: recognised from a checkpoint's names and shapes, encoded and decoded as a stream."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 
 import torch
@@ -18,6 +18,7 @@ from .stream import Regroup, Stream
 from .tiling import Blocks, TilePlan, tile_grid, tile_plan
 
 VERSIONS = {"2.1": vae21, "2.2": vae22}
+Shape = tuple[int, int, int | None, int, int]  # (B, C, frames, H, W); None if the length is not known before the end
 EMPTY_LATENT = "The latent has 0 frames, and the VAE decodes 1 or more: sample or encode a clip first."
 
 
@@ -40,7 +41,7 @@ class WanVAE(nn.Module):
     def encode(self, video: torch.Tensor, *, tile: tuple[int, int] | None = None) -> torch.Tensor:
         """Return the means (B, C, (T-1)/4 + 1, H/8, W/8; /16 for 2.2) of a video (B, 3, T, H, W), T = 4n + 1.
 
-        tile: (height, width) in pixels, or None for whole frames; the result is the same to rounding. Raises
+        tile: (height, width) in pixels, or None for whole frames; the result is the same to rounding. Raise
         ValueError for other frame counts, sides not divisible by the VAE's stride, and tiles that are too small.
         """
         return torch.cat(list(self.encode_stream([video], tile=tile)), dim=2)
@@ -48,7 +49,7 @@ class WanVAE(nn.Module):
     def decode(self, latent: torch.Tensor, *, tile: tuple[int, int] | None = None) -> torch.Tensor:
         """Return the video (B, 3, 4 (F-1) + 1, 8 H, 8 W; 16 for 2.2), not clamped, of a latent (B, C, F, H, W).
 
-        tile: (height, width) in pixels, or None for whole frames; the result is the same to rounding. Raises
+        tile: (height, width) in pixels, or None for whole frames; the result is the same to rounding. Raise
         ValueError for a wrong channel count and tiles that are too small.
         """
         stream = self.decode_stream(latent, tile=tile)
@@ -81,16 +82,17 @@ class WanVAE(nn.Module):
         are too small.
         """
         whole = isinstance(latents, torch.Tensor)
-        first, pieces = _peek([latents] if whole else latents, EMPTY_LATENT)
+        first, pieces = _peek([latents] if isinstance(latents, torch.Tensor) else latents, EMPTY_LATENT)
         self._check_latent(first)
-        length = first.shape[2] if whole else None
-        if length == 0:
+        batch, channels, frames, height, width = first.shape
+        if whole and frames == 0:
             raise ValueError(EMPTY_LATENT)
-        shape = (*first.shape[:2], length, *first.shape[3:])
+        length = frames if whole else None
+        shape = (batch, channels, length, height, width)
         plan = decode_plan(self, shape, tile, (dtype or first.dtype).itemsize, runtime)
-        frames = (piece[:, :, k : k + 1] for piece in _alike(pieces, first) for k in range(piece.shape[2]))
+        sources = (piece[:, :, k : k + 1] for piece in _alike(pieces, first) for k in range(piece.shape[2]))
         options = {"device": device or first.device, "dtype": dtype, "park": park, "on_step": on_step}
-        return Stream(frames, plan, total=length, look_ahead=whole, **options)
+        return Stream(sources, plan, total=length, look_ahead=whole, **options)
 
     def encode_stream(
         self,
@@ -106,7 +108,7 @@ class WanVAE(nn.Module):
         """Iterate over latents (B, C, 1, h, w) in time, of video pieces (B, 3, t, H, W) of any lengths.
 
         runtime: kernels and thresholds for the device. device, dtype: of the computation; each chunk is moved
-        there when it is encoded (default: the first piece's own). park, on_step: see `Stream`. Raises
+        there when it is encoded (default: the first piece's own). park, on_step: see `Stream`. Raise
         ValueError at once for no frames, a wrong channel count, sides not divisible by the VAE's stride and tiles
         that are too small, and at the end if the number of frames is not 4n + 1.
         """
@@ -167,9 +169,7 @@ def _alike(pieces: Iterable[torch.Tensor], first: torch.Tensor) -> Iterator[torc
         yield piece
 
 
-def decode_plan(
-    vae: WanVAE, shape: Sequence[int | None], tile: tuple[int, int] | None, itemsize: int, runtime: Runtime
-) -> TilePlan:
+def decode_plan(vae: WanVAE, shape: Shape, tile: tuple[int, int] | None, itemsize: int, runtime: Runtime) -> TilePlan:
     """Return the plan of decoding a latent of `shape` (B, C, F, H, W) in tiles of (height, width) pixels.
 
     F is None if the length is not known before the end.
@@ -179,9 +179,7 @@ def decode_plan(
     return tile_plan(vae.decode_blocks(), grid, shape[1], 1, shape[2], itemsize * shape[0], runtime)
 
 
-def encode_plan(
-    vae: WanVAE, shape: Sequence[int | None], tile: tuple[int, int] | None, itemsize: int, runtime: Runtime
-) -> TilePlan:
+def encode_plan(vae: WanVAE, shape: Shape, tile: tuple[int, int] | None, itemsize: int, runtime: Runtime) -> TilePlan:
     """Return the plan of encoding a video of `shape` (B, C, T, H, W) in tiles of (height, width) pixels.
 
     T is None if the length is not known before the end.
@@ -235,7 +233,7 @@ def build_vae(state_dict: dict[str, torch.Tensor], *, ops=torch.nn, dtype=None, 
     return vae
 
 
-def vae_config(state_dict: dict[str, torch.Tensor]) -> VAEConfig:
+def vae_config(state_dict: Mapping[str, torch.Tensor]) -> VAEConfig:
     """Infer version and sizes of a VAE from the names and shapes of its weights (official names; meta tensors will do).
 
     Raise ValueError if they are not a Wan VAE's.

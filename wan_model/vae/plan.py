@@ -1,12 +1,12 @@
 """The cost of a decode or encode, before any weight is loaded, and the tiles that fit a memory budget."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 
 from .config import VAEConfig
-from .model import WanVAE, decode_plan, encode_plan, make_vae
+from .model import Shape, WanVAE, decode_plan, encode_plan, make_vae
 from .runtime import CPU, Runtime
 from .tiling import MIN_TILE, TilePlan
 
@@ -14,7 +14,7 @@ Tile = tuple[int, int] | None
 
 
 def plan_decode(
-    config: VAEConfig, latent_shape: Sequence[int], tile: Tile, itemsize: int | torch.dtype, runtime: Runtime = CPU
+    config: VAEConfig, latent_shape: Shape, tile: Tile, itemsize: int | torch.dtype, runtime: Runtime = CPU
 ) -> TilePlan:
     """Return the plan of decoding a latent (B, C, F, H, W) in tiles of (height, width) pixels, None for whole frames.
 
@@ -25,7 +25,7 @@ def plan_decode(
 
 
 def plan_encode(
-    config: VAEConfig, video_shape: Sequence[int], tile: Tile, itemsize: int | torch.dtype, runtime: Runtime = CPU
+    config: VAEConfig, video_shape: Shape, tile: Tile, itemsize: int | torch.dtype, runtime: Runtime = CPU
 ) -> TilePlan:
     """Return the plan of encoding a video (B, C, T, H, W) in tiles of (height, width) pixels, None for whole frames.
 
@@ -37,7 +37,7 @@ def plan_encode(
 
 def fit_decode(
     config: VAEConfig,
-    latent_shape: Sequence[int],
+    latent_shape: Shape,
     budget_bytes: int,
     itemsize: int | torch.dtype,
     runtime: Runtime = CPU,
@@ -53,7 +53,7 @@ def fit_decode(
 
 def fit_encode(
     config: VAEConfig,
-    video_shape: Sequence[int],
+    video_shape: Shape,
     budget_bytes: int,
     itemsize: int | torch.dtype,
     runtime: Runtime = CPU,
@@ -81,10 +81,10 @@ def _ever_smaller(frame: tuple[int, int], stride: int) -> Iterator[Tile]:
     while True:
         height, width = (-(-side // stride // n) * stride for side, n in zip(frame, (rows, cols), strict=True))
         rows, cols = (rows + 1, cols) if height > width else (rows, cols + 1)
-        tile = tuple(-(-(side // stride) // n) * stride for side, n in zip(frame, (rows, cols), strict=True))
-        if min(tile) < MIN_TILE:
+        height, width = (-(-(side // stride) // n) * stride for side, n in zip(frame, (rows, cols), strict=True))
+        if min(height, width) < MIN_TILE:
             return
-        yield tile
+        yield height, width
 
 
 def _bytes(itemsize: int | torch.dtype) -> int:

@@ -8,6 +8,7 @@ from .convolution import (
     Cache,
     Chunk,
     Cost,
+    Layers,
     causal_conv3d,
     empty_buffer,
     images,
@@ -21,7 +22,7 @@ from .rect import Rect, Span
 from .runtime import Runtime
 
 
-class _UpsampledConv2d:
+class UpsampledConv2d(nn.Conv2d):
     """Mixin over a namespace's 2-D convolution: a 3x3 convolution of the nearest-neighbour upsampled input.
 
     Each of the four pixels made from one reads only 2x2 different pixels, so four 2x2 convolutions of the small input
@@ -35,11 +36,11 @@ class _UpsampledConv2d:
             return self(x)
         return self(F.interpolate(x, scale_factor=2, mode="nearest").unsqueeze(2)).squeeze(2)
 
-    def _conv_forward(self, x, weight, bias, *args, **kwargs):
-        """Convolve x (N, C, H, W), or an input (N, C, 1, 2 H, 2 W) that was upsampled before."""
-        if x.ndim == 5:
-            return F.conv2d(x[:, :, 0], weight, bias).unsqueeze(2)
-        y = F.conv2d(x, phase_weights(weight), None if bias is None else bias.repeat(4))
+    def _conv_forward(self, input, weight, bias, *args, **kwargs):
+        """Convolve (N, C, H, W), or an already upsampled input (N, C, 1, 2 H, 2 W)."""
+        if input.ndim == 5:
+            return F.conv2d(input[:, :, 0], weight, bias).unsqueeze(2)
+        y = F.conv2d(input, phase_weights(weight), None if bias is None else bias.repeat(4))
         y = y.permute(0, 2, 3, 1).unflatten(3, (2, 2, -1)).transpose(2, 3)  # (N, H, 2, W, 2, O)
         return y.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)  # (N, O, 2 H, 2 W), channels innermost in memory
 
@@ -73,7 +74,7 @@ class Upsample(nn.Module):
 
     def __init__(self, ops, cin: int, cout: int, time: bool):
         super().__init__()
-        self.resample = nn.Sequential(nn.Identity(), mixed(_UpsampledConv2d, ops.Conv2d)(cin, cout, 3))
+        self.resample: Layers = nn.Sequential(nn.Identity(), mixed(UpsampledConv2d, ops.Conv2d)(cin, cout, 3))
         self.time_conv = causal_conv3d(ops, cin, 2 * cin, (3, 1, 1)) if time else None
 
     def input_rect(self, out: Rect) -> Rect:
@@ -127,7 +128,7 @@ class Downsample(nn.Module):
 
     def __init__(self, ops, dim: int, time: bool):
         super().__init__()
-        self.resample = nn.Sequential(nn.Identity(), ops.Conv2d(dim, dim, 3, stride=2))
+        self.resample: Layers = nn.Sequential(nn.Identity(), ops.Conv2d(dim, dim, 3, stride=2))
         self.time_conv = causal_conv3d(ops, dim, dim, (3, 1, 1), stride=(2, 1, 1)) if time else None
 
     def input_rect(self, out: Rect) -> Rect:

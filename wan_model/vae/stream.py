@@ -8,6 +8,7 @@ memory does not depend on how long the video is.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from typing import NoReturn
 
 import torch
 
@@ -46,13 +47,14 @@ class Stream:
         self.window, self.grid = plan.window, plan.grid
         self.device, self.dtype, self.park = device, dtype, park or device
         self.total, self.on_step, self.look_ahead = total, on_step, look_ahead
-        self._sources, self._upcoming = sources, deque()
+        self._sources = sources
+        self._upcoming: deque[torch.Tensor] = deque()
         frame = plan.grid.frame
         self._tiles = [TileRun(tiled, core, plan.runtime) for core in plan.cores]
         self._before = TileRun(before, block_rects(tiled, frame)[0], plan.runtime)
         self._after = TileRun(after, frame, plan.runtime)
         self._filled, self._exhausted = False, False
-        self._middle: list[torch.Tensor | None] = []  # inputs of the tiles in this window
+        self._middle: list[torch.Tensor] = []  # inputs of the tiles in this window
         self._output: list[torch.Tensor] = []  # their outputs
         self._ready: deque[torch.Tensor] = deque()
         self._done = 0.0
@@ -74,7 +76,7 @@ class Stream:
     def split(self, park: torch.device | str | None = None) -> None:
         """Halve every tile along its longer side, at its current progress.
 
-        park: device for caches from now on; they are cut there, without memory of another device. Raises
+        park: device for caches from now on; they are cut there, without memory of another device. Raise
         ValueError if no tile can be halved.
         """
         unit, stride = self.grid.unit, self.grid.stride
@@ -136,7 +138,7 @@ class Stream:
             if tile.busy:
                 continue
             if tile is self._tiles[-1]:
-                self._middle[k] = None
+                self._middle[k] = self._middle[k].new_empty(0)  # no tile needs it any more
             self._done += tile.output_rect.area / self.grid.frame.area
             if self.on_step is not None:
                 self.on_step(self._done, self.total)
@@ -171,7 +173,8 @@ class Regroup:
     """Iterator that turns pieces of video (B, C, t, H, W) of any lengths into chunks of 1, 4, 4 ... frames."""
 
     def __init__(self, pieces: Iterable[torch.Tensor]):
-        self._pieces, self._held, self._seen = iter(pieces), [], 0
+        self._pieces, self._seen = iter(pieces), 0
+        self._held: list[torch.Tensor] = []
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         return self
@@ -193,7 +196,7 @@ class Regroup:
         """Frames waiting for the next chunk."""
         return sum(piece.shape[2] for piece in self._held)
 
-    def _end(self) -> None:
+    def _end(self) -> NoReturn:
         left = self._count()
         if left or not self._seen:
             total = self._seen + left

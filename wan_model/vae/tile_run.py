@@ -59,7 +59,9 @@ class TileRun:
         return self._x is not None
 
     def _reset(self) -> None:
-        self._at, self._x, self._skip, self._last = 0, None, None, False
+        self._at, self._last = 0, False
+        self._x: torch.Tensor | None = None
+        self._skip: tuple[int, torch.Tensor] | None = None  # index and input of the open `Fork`
         self._subchunks: tuple[torch.Tensor, ...] = ()  # of this chunk, waiting before the block `split_at`
         self.emitted = 0  # frames of this chunk that are finished
 
@@ -72,13 +74,15 @@ class TileRun:
 
         `advance` then releases it.
         """
+        if self._x is None:
+            raise RuntimeError("No chunk has been started.")
         while self._at < len(self.blocks):
             if self._at == self.split_at > 0 and self._x.shape[2] > self.runtime.subchunk:
                 self._x, *subchunks = self._x.split(self.runtime.subchunk, dim=2)
                 self._subchunks = tuple(subchunks)
             block, out = self.blocks[self._at], self.rects[self._at + 1]
             x, skip, cache = self._x, self._skip, self.caches[self._at]
-            if isinstance(block, Join):
+            if isinstance(block, Join) and skip is not None:
                 at, shortcut = skip[0], block.shortcut
                 saved = self.rects[at].crop(skip[1], shortcut.input_rect(out))
                 x = shortcut(saved, x, out, first=cache is None)
@@ -99,7 +103,7 @@ class TileRun:
 
     def advance(self) -> None:
         """Continue with the next subchunk, or count the chunk as finished."""
-        if self._subchunks:
+        if self._x is not None and self._subchunks:
             self.emitted += self._x.shape[2]
             self._x, *subchunks = self._subchunks
             self._at, self._subchunks = self.split_at, tuple(subchunks)
@@ -114,12 +118,12 @@ class TileRun:
     def _cut_to(self, out: Rect) -> "TileRun":
         part = TileRun(self.blocks, out, self.runtime)
         part.finished, part.emitted, part._at, part._last = self.finished, self.emitted, self._at, self._last
-        for i, block in enumerate(self.blocks):
-            if self.caches[i] is not None:
+        for i, (block, cache) in enumerate(zip(self.blocks, self.caches, strict=True)):
+            if cache is not None:
                 rects = (block.cache_rects(run.rects[i + 1]) for run in (self, part))
-                cached = zip(self.caches[i], *rects, strict=True)
+                cached = zip(cache, *rects, strict=True)
                 part.caches[i] = tuple(x.clone() for x in (whole.crop(x, inner) for x, whole, inner in cached))
-        if self.busy:
+        if self._x is not None:
             part._x = self.rects[self._at].crop(self._x, part.rects[self._at])
             part._subchunks = tuple(
                 self.rects[self.split_at].crop(x, part.rects[self.split_at]) for x in self._subchunks
@@ -129,7 +133,7 @@ class TileRun:
                 part._skip = at, self.rects[at].crop(x, part.rects[at])
         return part
 
-    def move_caches(self, device: torch.device) -> None:
+    def move_caches(self, device: torch.device | str) -> None:
         """Move the caches to `device`."""
         for i, cache in enumerate(self.caches):
             if cache:

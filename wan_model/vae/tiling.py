@@ -233,7 +233,8 @@ def _halo(grid: Grid, inputs: tuple[list[Span], list[Span]], whole_in: Rect) -> 
         pairs = list(zip(cores, reads, strict=True))
         sides.append(max(core.lo / grid.unit - read.lo / scale for core, read in pairs))
         sides.append(max(read.hi / scale - core.hi / grid.unit for core, read in pairs))
-    return tuple(-int(-side // 1) for side in sides)
+    left, right, above, below = (-int(-side // 1) for side in sides)
+    return left, right, above, below
 
 
 def tile_grid(height: int, width: int, tile: tuple[int, int] | None, unit: int, stride: int) -> Grid:

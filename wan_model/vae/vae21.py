@@ -13,7 +13,8 @@ DOWN_TIME = (False, True, True)  # whether the downsampling after a stage also h
 
 def encoder(ops, config: VAEConfig) -> Encoder:
     """Return the encoder's modules under their official names."""
-    stages, cin = [], config.dim
+    stages: list[nn.Module] = []
+    cin = config.dim
     for i, width in enumerate(WIDTHS):
         cout = config.dim * width
         stages += [ResidualBlock(ops, cin, cout), ResidualBlock(ops, cout, cout)]
@@ -25,7 +26,8 @@ def encoder(ops, config: VAEConfig) -> Encoder:
 
 def decoder(ops, config: VAEConfig) -> Decoder:
     """Return the decoder's modules under their official names."""
-    stages, cin = [], config.dec_dim * WIDTHS[-1]
+    stages: list[nn.Module] = []
+    cin = config.dec_dim * WIDTHS[-1]
     for i, width in enumerate(reversed(WIDTHS)):
         cout = config.dec_dim * width
         stages += [ResidualBlock(ops, cin, cout), *(ResidualBlock(ops, cout, cout) for _ in range(2))]

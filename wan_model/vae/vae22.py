@@ -83,7 +83,7 @@ class Fork(Pointwise):
 class Join(Pointwise):
     """Marks where a stage's shortcut is added."""
 
-    def __init__(self, shortcut: nn.Module):
+    def __init__(self, shortcut: AverageDown | DuplicateUp):
         super().__init__()
         self.shortcut = shortcut
 
@@ -112,10 +112,11 @@ class UpStage(nn.Module):
 
 def encoder(ops, config: VAEConfig) -> Encoder:
     """Return the encoder's modules under their official names."""
-    stages, cin = [], config.dim
+    stages: list[nn.Module] = []
+    cin = config.dim
     for i, width in enumerate(WIDTHS):
         cout, down = config.dim * width, i < len(DOWN_TIME)
-        blocks = [ResidualBlock(ops, cin, cout), ResidualBlock(ops, cout, cout)]
+        blocks: list[nn.Module] = [ResidualBlock(ops, cin, cout), ResidualBlock(ops, cout, cout)]
         if down:
             blocks.append(Downsample(ops, cout, DOWN_TIME[i]))
         shortcut = AverageDown(cin, cout, 2 if down and DOWN_TIME[i] else 1, 2 if down else 1)
@@ -126,10 +127,11 @@ def encoder(ops, config: VAEConfig) -> Encoder:
 
 def decoder(ops, config: VAEConfig) -> Decoder:
     """Return the decoder's modules under their official names."""
-    stages, cin = [], config.dec_dim * WIDTHS[-1]
+    stages: list[nn.Module] = []
+    cin = config.dec_dim * WIDTHS[-1]
     for i, width in enumerate(reversed(WIDTHS)):
         cout, shortcut = config.dec_dim * width, None
-        blocks = [ResidualBlock(ops, cin, cout), *(ResidualBlock(ops, cout, cout) for _ in range(2))]
+        blocks: list[nn.Module] = [ResidualBlock(ops, cin if k == 0 else cout, cout) for k in range(3)]
         if i < len(DOWN_TIME):
             time = DOWN_TIME[-1 - i]
             blocks.append(Upsample(ops, cout, cout, time))

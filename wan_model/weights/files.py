@@ -21,13 +21,17 @@ from .tokenizer import spiece_model
 PART = re.compile(r"-(?P<number>\d+)-of-(?P<count>\d{1,5})(?P<ending>\.\w+)$")
 
 
+Tensors = dict[str, Tensor | ggml.Packed]
+Read = Callable[[], Mapping[str, Tensor | ggml.Packed]]
+
+
 class File(NamedTuple):
     """One file with its header read: meta tensors (markers with values), texts, a GGUF's format, a function to load."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
     packed_as: str | None
-    read: Callable[[], dict[str, Tensor | ggml.Packed]]
+    read: Read
 
 
 def parts(path: str | PathLike) -> list[Path]:
@@ -50,7 +54,7 @@ def parts(path: str | PathLike) -> list[Path]:
     return paths or [path]
 
 
-def read(path: str | PathLike) -> dict[str, Tensor | ggml.Packed]:
+def read(path: str | PathLike) -> Tensors:
     """Return the tensors of a weights file, or of a model in parts, by their names in the file, memory-mapped.
 
     Raise CheckpointError for a file that is missing or damaged or is no weights file.
@@ -62,29 +66,34 @@ def open_files(path: str | PathLike) -> dict[Path, File]:
     """Read the header of each part of the model `path`."""
     files = {part: OPENERS[file_format(part)](part) for part in parts(path)}
     return {
-        part: file._replace(tensors=split_fused(file.tensors), read=lambda read=file.read: split_fused(read()))
+        part: file._replace(tensors=split_fused(file.tensors), read=_splitting(file.read))
         for part, file in files.items()
     }
 
 
+def _splitting(read: Read) -> Read:
+    return lambda: split_fused(read())
+
+
 def merged(files: Mapping[Path, File]) -> tuple[dict[str, Tensor], dict[str, str], str | None]:
     """Return the tensors, texts and packed format in the headers of all parts."""
-    tensors, metadata = {}, {}
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
     for part, file in files.items():
         _merge(tensors, file.tensors, part)
         metadata |= file.metadata
     return tensors, metadata, next((file.packed_as for file in files.values() if file.packed_as), None)
 
 
-def read_on(files: Mapping[Path, File]) -> dict[str, Tensor | ggml.Packed]:
+def read_on(files: Mapping[Path, File]) -> Tensors:
     """Return the tensors of parts whose headers are read."""
-    tensors = {}
+    tensors: Tensors = {}
     for part, file in files.items():
         _merge(tensors, file.read(), part)
     return tensors
 
 
-def _merge(tensors: dict, more: dict, part: Path) -> None:
+def _merge(tensors: dict, more: Mapping, part: Path) -> None:
     twice = next((name for name in more if name in tensors), None)
     if twice is not None:
         raise corrupt(part, f"it repeats {twice[:80]!r} of another part of the model")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import ggml
-from .header import MAX_DIMS, CheckpointError, corrupt, truncated
+from .header import MAX_DIMS, CheckpointError, are_counts, corrupt, truncated
 
 MAX_ITEMS = 2**16  # tensors, or key-value pairs; the largest real files have some thousands
 MAX_VALUES = 2**21  # elements of all arrays; umT5's tokenizer has three of 256,384
@@ -52,11 +52,11 @@ class GGUFHeader:
     @property
     def format(self) -> str | None:
         """The name of the packed format that holds most of the values, or None where nothing is packed."""
-        values = {}
+        values: dict[int, int] = {}
         for place in self.places.values():
             if place.kind in ggml.FORMATS:
                 values[place.kind] = values.get(place.kind, 0) + math.prod(place.shape)
-        return ggml.FORMATS[max(values, key=values.get)].name if values else None
+        return ggml.FORMATS[max(values, key=values.__getitem__)].name if values else None
 
 
 def read_gguf_header(path: Path) -> GGUFHeader:
@@ -182,8 +182,7 @@ def _original_shapes(path: Path, places: dict[str, Place], fields: Mapping[str, 
     for name, place in places.items():
         shape = fields.get(f"comfy.gguf.orig_shape.{name}")
         if shape is not None:
-            valid = isinstance(shape, list) and len(shape) <= MAX_DIMS and all(type(side) is int for side in shape)
-            if not valid or min(shape, default=0) < 1 or math.prod(shape) != math.prod(place.shape):
+            if not are_counts(shape) or not 0 < len(shape) <= MAX_DIMS or math.prod(shape) != math.prod(place.shape):
                 raise corrupt(path, f"tensor {name[:80]!r} of shape {place.shape} is declared as {str(shape)[:80]}")
             place = Place(tuple(shape), place.kind, place.start, place.size)
         restored[name] = place
@@ -196,7 +195,7 @@ def read_gguf(path: Path, places: Mapping[str, Place]) -> dict[str, Tensor | ggm
     A packed 2-D weight stays packed. Others (convolutions, norms) are small and unpacked to float32.
     """
     content = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-    tensors = {}
+    tensors: dict[str, Tensor | ggml.Packed] = {}
     for name, place in places.items():
         data = content[place.start : place.start + place.size]
         if place.kind in ggml.PLAIN:

@@ -9,6 +9,7 @@ import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -135,7 +136,7 @@ def _read(path: Path, start: int, count: int) -> bytes:
 
 def _span(path: Path, name: str, entry: object) -> tuple[int, int]:
     span = entry.get("data_offsets") if isinstance(entry, dict) else None
-    if not _are_counts(span) or len(span) != 2 or span[0] > span[1]:
+    if not are_counts(span) or len(span) != 2 or span[0] > span[1]:
         raise corrupt(path, f"tensor {name[:80]!r} has no valid place in the file")
     return span[0], span[1]
 
@@ -160,7 +161,7 @@ def _meta_tensor(path: Path, name: str, entry: dict, span: tuple[int, int]) -> T
             f"{path.name} stores {name[:80]!r} as {str(dtype)[:20]!r}, a number format that this pack does not read: "
             "choose a float or fp8 file of the same model."
         )
-    if not _are_counts(shape) or len(shape) > MAX_DIMS:
+    if not are_counts(shape) or len(shape) > MAX_DIMS:
         raise corrupt(path, f"tensor {name[:80]!r} has no valid shape")
     if math.prod(shape) * DTYPES[dtype].itemsize != span[1] - span[0]:
         raise corrupt(path, f"tensor {name[:80]!r} of shape {shape} does not fill its {span[1] - span[0]} bytes")
@@ -169,7 +170,8 @@ def _meta_tensor(path: Path, name: str, entry: dict, span: tuple[int, int]) -> T
     return torch.empty(shape, dtype=DTYPES[dtype], device="meta")
 
 
-def _are_counts(value: object) -> bool:
+def are_counts(value: object) -> TypeGuard[list[int]]:
+    """Return whether a value of a header is a list of integers that are not negative."""
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 

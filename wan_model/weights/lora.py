@@ -57,7 +57,8 @@ def split(lora: Iterable[str], parameters: Iterable[str]) -> dict[str, tuple[str
 
 def group(lora: Mapping[str, Tensor], parameters: Iterable[str]) -> tuple[Groups, list[str]]:
     """Return (tensors by the place that they change, names that fit no place); arguments as of `split`."""
-    groups, unmatched = {}, []
+    groups: Groups = {}
+    unmatched: list[str] = []
     for name, where in split(lora, parameters).items():
         if where is None:
             unmatched.append(name)

@@ -27,14 +27,18 @@ def change_shape(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
     if ".diff" in tensors:
         shape = tensors[".diff"].shape
         return shape[0], math.prod(shape[1:])
-    if up := find("hada_w1_a"):
-        return up[0], find("hada_w1_b")[-1] if find("hada_w1_b") else 0
-    factors = []
+    first, second = find("hada_w1_a"), find("hada_w1_b")
+    if first:
+        return first[0], second[-1] if second else 0
+    factors: list[tuple[int, ...]] = []
     for factor in ("lokr_w1", "lokr_w2"):
         whole, rows, columns = (tensors.get(f".{factor}{part}") for part in ("", "_a", "_b"))
-        if whole is None and (rows is None or columns is None):
+        if whole is not None:
+            factors.append(tuple(whole.shape))
+        elif rows is None or columns is None:
             return None
-        factors.append(whole.shape if whole is not None else (rows.shape[0], math.prod(columns.shape[1:])))
+        else:
+            factors.append((rows.shape[0], math.prod(columns.shape[1:])))
     return factors[0][0] * factors[1][0], math.prod(factors[0][1:]) * math.prod(factors[1][1:])
 
 

@@ -73,7 +73,9 @@ def gguf_metadata(fields: Mapping[str, object]) -> dict[str, str]:
     """
     named = {name.rpartition(".")[2]: value for name, value in fields.items() if isinstance(value, str | bool)}
     marks = {name: named[name] for name in ("model_type", *NAMES, *MARKS) if name in named}
-    return {"config": json.dumps({"transformer": read_marks({"config": named.get("config", "{}")}) | marks})}
+    config = named.get("config")
+    stated = read_marks({"config": config} if isinstance(config, str) else {})
+    return {"config": json.dumps({"transformer": stated | marks})}
 
 
 def unsupported(marks: Mapping[str, object], variant: str) -> str | None:
@@ -87,7 +89,7 @@ def unsupported(marks: Mapping[str, object], variant: str) -> str | None:
         return f"a model whose header says {str(image_model)[:40]!r}, {str(kind)[:40]!r}"
     if stated & NAMES.keys():
         return NAMES[(stated & NAMES.keys()).pop()]
-    other, claimed = stated - {variant} - row.marks, VARIANTS.get(kind, row)
+    other, claimed = stated - {variant} - row.marks, VARIANTS.get(str(kind), row)
     if other or claimed.takes_image != row.takes_image or claimed.parts - row.parts - CLIP_PARTS:
         channels = f"take {row.in_dim} channels and make {row.family.channels}"
         return f"a Wan model whose header says {(other.pop() if other else kind)!r} and whose weights {channels}"

@@ -16,12 +16,13 @@ def spiece_model(fields: Mapping[str, object]) -> bytes | None:
 
     GGUF numbers the types of pieces as SentencePiece does.
     """
-    tokens, scores, types = (fields.get(f"tokenizer.ggml.{name}") for name in ("tokens", "scores", "token_type"))
-    columns = (tokens, scores, types)
-    if not all(isinstance(column, list) and len(column) == len(tokens) for column in columns):
+    found = (fields.get(f"tokenizer.ggml.{name}") for name in ("tokens", "scores", "token_type"))
+    columns = [column for column in found if isinstance(column, list)]
+    if len(columns) < 3 or len({len(column) for column in columns}) > 1:
         return None
     if not all(type(a) is str and type(b) is float and type(c) is int for a, b, c in zip(*columns, strict=True)):
         return None
+    tokens, _, types = columns
     pieces = (
         _message(1, _message(1, token.encode()) + _key(2, 5) + struct.pack("<f", score) + _number(3, kind))
         for token, score, kind in zip(*columns, strict=True)

@@ -18,7 +18,7 @@ def unwrap(names: Iterable[str]) -> dict[str, str]:
 
     Raise ValueError if two names differ by their wrappers alone.
     """
-    bare = {}
+    bare: dict[str, str] = {}
     for name in names:
         plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
         if plain in bare:

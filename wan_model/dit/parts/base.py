@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..read import Sizes
     from ..sequence import Draft
 
-Shape = tuple[int, ...]
+Shape = Sequence[int]
 
 
 class Part:

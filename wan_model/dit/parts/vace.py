@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...variants import PATCH
 from ..cost import clip_tokens
-from ..layers import Block
+from ..layers import Block, BlockInputs
 from ..sequence import to_tokens
 from .base import Part, check_same_size
 
@@ -71,7 +71,8 @@ class Vace(Part):
         clip = to_tokens(draft.clip)
         controls = [to_tokens(network.vace_patch_embedding(network.pad_to_patch(c))) for c in contexts]
         controls = [network.vace_blocks[0].start(c, clip) for c in controls]
-        blocks, shared = dict(zip(self.layers, network.vace_blocks, strict=True)), []
+        blocks = dict(zip(self.layers, network.vace_blocks, strict=True))
+        shared: list[BlockInputs] = []
 
         def before(index, block, inputs):
             shared[:] = [inputs]

@@ -6,6 +6,7 @@ Follows `WanDancerModel` of ComfyUI, the only public code.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,10 @@ class MusicAttention(nn.Module):
 
     def __init__(self, dim, ops, **factory):
         super().__init__()
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            setattr(self, name, ops.Linear(dim, dim, **factory))
+        self.q_proj = ops.Linear(dim, dim, **factory)
+        self.k_proj = ops.Linear(dim, dim, **factory)
+        self.v_proj = ops.Linear(dim, dim, **factory)
+        self.out_proj = ops.Linear(dim, dim, **factory)
 
     def forward(self, x: Tensor, rope: Tensor, attention) -> Tensor:
         """x (B, n, dim) -> the same shape; rope: table of the n frames."""
@@ -60,7 +63,7 @@ class MusicInjector(nn.Module):
     def __init__(self, config, count, ops, **factory):
         super().__init__()
         self.eps = config.eps
-        self.injector = nn.ModuleList(
+        self.injector: Any = nn.ModuleList(  # torch types its items as plain modules
             CrossAttention(config.dim, config.heads, config.eps, ops, **factory) for _ in range(count)
         )
 
