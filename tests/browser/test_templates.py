@@ -35,7 +35,7 @@ def test_a_template_runs_and_its_video_plays_in_the_node(open_workflow, page, na
 def test_no_node_covers_another(editor, newer_renderer):
     editor.go({"Comfy.VueNodes.Enabled": newer_renderer})
     found = {name: layout.covered(layout.boxes(editor, name)) for name in layout.openable(editor, NAMES)}
-    assert len(found) > 20
+    assert len(found) >= 20
     assert not any(found.values()), f"{found}: run `python -m devtools.layout`"
 
 
