@@ -87,7 +87,7 @@ class Package:
             except failures() as error:
                 self.failed = True
                 logging.warning(
-                    "%s attention does not work here; ComfyUI's own is used instead. %s with head size %d on %s: %s",
+                    "%s attention is not possible here; ComfyUI's own is used instead. %s with head size %d on %s: %s",
                     *(self.name, q.dtype, q.shape[-1] // heads, q.device, (str(error) or repr(error)).splitlines()[0]),
                 )
         return func(q, k, v, heads, mask=mask, **options)
