@@ -4,7 +4,7 @@
 
 with the Python of an environment of `dev.py test`. A NAME is a file of workflows/, whose picture lies beside it, or a
 node, whose picture is the small graph of its help page; without one, all that this host can open are taken. The demo
-family's workflow is run before its picture is taken.
+family's workflows are run before their pictures are taken.
 """
 
 import argparse
@@ -17,16 +17,18 @@ from pathlib import Path
 from tiny import examples, layouts, random_weights
 
 from . import host, layout
-from .demo import DEMO_WORKFLOW, WORKFLOWS
+from .demo import WORKFLOWS
 from .editor import Editor, chromium
 from .environment import ROOT
 from .server import Server
 
 HELP = ROOT / "web" / "docs" / "pictures"
 SIZE = {"width": 1600, "height": 1100}  # of the window, in pixels
+OF_THE_FAMILY = "Try it"  # begins the names of the demo family's workflows
 MARGIN = 24  # around a graph, in pixels
-BARS = 110  # what the editor's own bars cover at the top, in pixels
-SETTLING = 1500  # milliseconds in which pictures and notes arrive in the nodes and change their sizes
+BARS = (130, 70)  # what the editor's own bars cover at the top and at the bottom, in pixels
+TOAST = 8000  # milliseconds until the editor's word of a finished run is gone
+SETTLING = 4000  # milliseconds in which pictures and notes arrive in the nodes and change their sizes
 
 PROMPTS = ("WanTextEncode.positive WanSampler.positive", "WanTextEncode.negative WanSampler.negative")
 SAVED = ("WanSampler.LATENT WanVAEDecodeToVideo.samples", "WanVAEDecodeToVideo.VIDEO SaveVideo.video")
@@ -125,17 +127,17 @@ ARRANGE = """() => {
         x += Math.max(...columns[at].map((node) => node.size[0])) + 80
     }
 }"""
-FIT = """async ([margin, bars]) => {
+FIT = """async ([margin, [above, below]]) => {
     const title = LiteGraph.NODE_TITLE_HEIGHT
     const bounds = app.graph._nodes.map(({ pos, size }) => [pos[0], pos[1] - title, size[0], size[1] + title])
     const left = Math.min(...bounds.map((b) => b[0])), top = Math.min(...bounds.map((b) => b[1]))
     const right = Math.max(...bounds.map((b) => b[0] + b[2])), bottom = Math.max(...bounds.map((b) => b[1] + b[3]))
     const area = app.canvas.canvas.getBoundingClientRect()
-    const scale = Math.min((area.width - 160) / (right - left), (area.height - bars - 80) / (bottom - top), 1)
+    const scale = Math.min((area.width - 160) / (right - left), (area.height - above - below - 60) / (bottom - top), 1)
     app.canvas.ds.scale = scale
     app.canvas.ds.offset = [
         (area.width / scale - right - left) / 2,
-        ((area.height + bars) / scale - bottom - top) / 2,
+        ((area.height + above - below) / scale - bottom - top) / 2,
     ]
     app.canvas.deselectAll()
     app.canvas.setDirty(true, true)
@@ -168,8 +170,9 @@ def photograph(editor: Editor, name: str) -> Path:
         path = HELP / f"{name}.jpg"
     else:
         editor.open(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
-        if name == DEMO_WORKFLOW:
+        if name.startswith(OF_THE_FAMILY):
             editor.run()
+            editor.page.wait_for_timeout(TOAST)
         path = WORKFLOWS / f"{name}.jpg"
     editor.page.wait_for_timeout(SETTLING)
     clip = editor.page.evaluate(FIT, [MARGIN, BARS])
