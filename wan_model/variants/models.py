@@ -275,4 +275,7 @@ def of_family(family: Family) -> Iterator[str]:
 
 def expert_boundary(takes_image: bool) -> float:
     """Return the noise level at which the low-noise expert of a Wan 2.2 A14B pair takes over."""
-    return VARIANTS["i2v_a14b" if takes_image else "t2v"].experts.boundary
+    experts = VARIANTS["i2v_a14b" if takes_image else "t2v"].experts
+    if experts is None or experts.boundary is None:
+        raise ValueError("The A14B rows of VARIANTS state no boundary.")
+    return experts.boundary
