@@ -31,7 +31,7 @@ FAMILY = {
     "wan_tiny_i2v.safetensors": ("wan2.2_i2v_high_noise", "wan2.2_i2v_low_noise"),
     "wan_tiny_umt5.safetensors": ("umt5",),
     "wan_tiny_vae.safetensors": ("wan_2.1_vae",),
-    "wan_tiny_t2v_4step_lora.safetensors": (),
+    "wan_tiny_t2v_4step_lora.safetensors": ("wan2.2_t2v_lightx2v_4steps", "lightx2v_T2V_14B"),
 }
 DEMO_FILES = {real: tiny.name for tiny in random_weights.FILES for real in tiny.stands_in_for}
 DEMO_FILES |= {real: name for name, starts in FAMILY.items() for real in DEMO_FILES if real.startswith(starts)}

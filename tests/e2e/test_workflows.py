@@ -15,6 +15,8 @@ from devtools.environment import SetupError
 from devtools.workflow import lacking, to_prompt
 from tiny import judge
 
+from wan_model.variants import distilled
+
 NAMES = sorted(path.stem for path in demo.WORKFLOWS.glob("*.json"))
 
 
@@ -39,6 +41,21 @@ def test_a_workflow_links_to_the_files_it_loads(workflow):
     assert files - set(demo.FAMILY) == {model["name"] for model in models}
     for model in models:
         assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(model["name"])
+
+
+def test_the_settings_are_those_of_the_files(workflow, object_info):
+    """Distilled files are sampled as their authors do; the others have a negative prompt."""
+    if missing := lacking(workflow, object_info):
+        pytest.skip(f"this ComfyUI lacks {', '.join(sorted(missing))}")
+    nodes = [(node["class_type"], node["inputs"]) for node in to_prompt(workflow, object_info).values()]
+    names = [value for _, inputs in nodes for key, value in inputs.items() if key in ("model_name", "lora_1")]
+    (sampler,) = (inputs for kind, inputs in nodes if kind == "WanSampler")
+    preset = distilled.recognise("\n".join(names))
+    if preset is None:
+        assert "negative" in sampler
+    else:
+        found = [sampler[key] for key in ("steps", "guidance", "shift", "solver")]
+        assert found == [preset.steps, preset.guidance[0], preset.shift, preset.solver]
 
 
 def test_a_workflow_makes_a_video(workflow, client, object_info, base):
