@@ -137,7 +137,8 @@ def recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
     listed = {name.removeprefix(prefix): forms[theirs] for name, theirs in wrappings.unwrap(forms).items()}
     layers = {ours: listed[theirs] for theirs, ours in rename(listed, layout.table).items()} | _marked(official)
     variant, config, expected = _identify(layout.kind, official, transformer)
-    latent_rgb, ignored = None, ()
+    latent_rgb = None
+    ignored: tuple[str, ...] = ()
     if isinstance(config, DiTConfig):
         latent_rgb, ignored = marks.read_latent_rgb(metadata or {}, config.out_dim)
         other = marks.unsupported(transformer, config.variant)

@@ -7,7 +7,7 @@ import comfy.model_management
 
 from ...wan_model import solvers
 from ...wan_model.messages import Message
-from ...wan_model.variants import VARIANTS
+from ...wan_model.variants import expert_boundary
 from .. import compat
 
 
@@ -60,10 +60,10 @@ def experts(model, guidance: float, low_noise_model=None, low_noise_guidance: fl
 
 def official_boundary(model) -> float:
     """Return the noise level at which the low-noise expert of a host model takes over."""
-    known = getattr(getattr(model.diffusion_model, "config", None), "facts", None)
-    row = known or VARIANTS["i2v_a14b" if model.image_to_video else "t2v"]
-    pair = row.experts or row.sampling
-    return pair.boundary or VARIANTS["i2v_a14b" if row.takes_image else "t2v"].experts.boundary
+    row = getattr(getattr(model.diffusion_model, "config", None), "facts", None)
+    if row is None:
+        return expert_boundary(model.image_to_video)
+    return (row.experts or row.sampling).boundary or expert_boundary(row.takes_image)
 
 
 def check_pair(high: Expert, low: Expert) -> None:

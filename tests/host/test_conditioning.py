@@ -327,7 +327,7 @@ def test_chained_contexts_add_up(load, vace, sampled, relative_error):
     entries = both[0][0][1]
     assert entries["vace_strength"] == [0.5, 0.25]
     assert [frames.shape[2] for frames in entries["vace_frames"]] == [2, 2]
-    assert relative_error(sampled(model, *both), sampled(model, *first)) > 1e-3
+    assert relative_error(sampled(model, *both[:3]), sampled(model, *first[:3])) > 1e-3
     with pytest.raises(ValueError, match=r"context of \(3, 6, 8\) .* the one before it \(2, 6, 8\)"):
         vace(first[0], length=5, reference_image=images(1))
 

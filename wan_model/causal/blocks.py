@@ -141,7 +141,7 @@ def _capacity(noise: Frames, blocks: Blocks, window: int | None, sink: int, init
         raise ValueError(f"Each block must have at least 1 latent frame, not {sizes}: choose 1 or 3.")
     if total is not None and (total % blocks if isinstance(blocks, int) else sum(sizes) != total):
         raise ValueError(f"{total} latent frames of noise do not make blocks of {blocks}: change one of them.")
-    if initial is not None and total is not None and _without_frames(initial) != _without_frames(noise):
+    if initial is not None and isinstance(noise, Tensor) and _without_frames(initial) != _without_frames(noise):
         raise ValueError(
             f"The given frames have shape {tuple(initial.shape)} and the noise {tuple(noise.shape)}: all but the third "
             "number must be the same."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from .rope import Axes
 if TYPE_CHECKING:
     from .sequence import Sequence
 
-RunBlock = Callable[[int, nn.Module, Tensor, BlockInputs], Tensor]  # a block, or what compiles it
+RunBlock = Callable[[int, Any, Tensor, BlockInputs], Tensor]  # Any: a `Block`, or its compiled form
 
 
 def call_block(index: int, block: nn.Module, x: Tensor, inputs: BlockInputs) -> Tensor:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .rope import Positions, grid_positions
 from .runtime import Runtime
@@ -17,7 +17,7 @@ from .runtime import Runtime
 if TYPE_CHECKING:
     from .layers import Block, BlockInputs, Head
 
-BeforeBlock = Callable[[int, nn.Module, "BlockInputs"], "BlockInputs"]
+BeforeBlock = Callable[[int, Any, "BlockInputs"], "BlockInputs"]  # Any: a `Block`, or its compiled form
 AfterText = Callable[["Block", Tensor], Tensor]
 AfterBlock = Callable[[int, Tensor], Tensor]
 
@@ -49,7 +49,7 @@ class Draft:
     block and its result (B, L, dim), returns the new one.
     """
 
-    given: Mapping[str, object]
+    given: Mapping[str, Any]
     x: Tensor
     sides: tuple[int, int]
     t: Tensor

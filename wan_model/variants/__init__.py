@@ -1,7 +1,7 @@
 """Each fact that tells one Wan model from another, once."""
 
 from .families import FAMILIES, PATCH, TIME_STRIDE, WAN21, WAN22, Family
-from .models import VARIANTS, Sampling, Variant
+from .models import VARIANTS, Sampling, Variant, expert_boundary
 from .text import NEGATIVE_PROMPT, TEXT_LENGTH
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "Family",
     "Sampling",
     "Variant",
+    "expert_boundary",
 ]

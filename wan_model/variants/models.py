@@ -271,3 +271,11 @@ def _fits(row: Variant, in_dim: int, out_dim: int, parts: Collection[str], heade
 def of_family(family: Family) -> Iterator[str]:
     """Yield the names of the variants that sample the latents of `family`."""
     return (name for name, row in VARIANTS.items() if row.family == family)
+
+
+def expert_boundary(takes_image: bool) -> float:
+    """Return the noise level at which the low-noise expert of a Wan 2.2 A14B pair takes over."""
+    experts = VARIANTS["i2v_a14b" if takes_image else "t2v"].experts
+    if experts is None or experts.boundary is None:
+        raise ValueError("The A14B rows of VARIANTS state no boundary.")
+    return experts.boundary

@@ -171,7 +171,7 @@ def assemble(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Keys and values of Animate's attention to faces are one tensor, and the biases of its convolutions have four axes.
     Raise ValueError if keys and values have scales of their own, as quantised ones do.
     """
-    whole = {}
+    whole: dict[str, list[Tensor]] = {}
     for name, tensor in sorted(tensors.items()):
         whole.setdefault(_HALF.sub("", name), []).append(tensor)
     for name, parts in whole.items():

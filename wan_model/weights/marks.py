@@ -6,7 +6,7 @@ weights suggest (`comfy/model_detection.py`, Wan). Some models differ from a pla
 
 import json
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from ..variants import VARIANTS
 
@@ -53,7 +53,7 @@ def _is_colour(value: object) -> bool:
     return _is_list(value, 3) and all(type(part) in (int, float) and -LARGEST < part < LARGEST for part in value)
 
 
-def _is_list(value: object, length: int) -> bool:
+def _is_list(value: object, length: int) -> TypeGuard[list]:
     return isinstance(value, list) and len(value) == length
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -60,7 +60,7 @@ class Part:
         return 0
 
 
-def check_pose(config: DiTConfig, given: Mapping[str, object], x: Tensor) -> None:
+def check_pose(config: DiTConfig, given: Mapping[str, Any], x: Tensor) -> None:
     """Raise ValueError if `pose_latents` do not fit a latent `x` whose first frame is a reference image."""
     pose = given.get("pose_latents")
     if pose is None:

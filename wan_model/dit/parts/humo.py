@@ -58,7 +58,7 @@ class SoundAttention(SelfAttention):
 
 
 class SoundStep(nn.Module):
-    """What a block does between text and feed-forward (`AudioCrossAttentionWrapper`)."""
+    """The step of a block between text and feed-forward (`AudioCrossAttentionWrapper`)."""
 
     def __init__(self, config, sound_dim, ops, **factory):
         super().__init__()

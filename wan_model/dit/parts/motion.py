@@ -47,7 +47,8 @@ def motion_tokens(packer: FramePacker, latents: Tensor, draft: Draft) -> tuple[T
         first -= count
         full = draft.place((count, *draft.grid[1:]), first)
         axes = zip((full.frames, full.rows, full.columns), grid.shape[2:], strict=True)
-        positions.append(Positions(*(_spread(axis, wanted) for axis, wanted in axes)))
+        frames, rows, columns = (_spread(axis, wanted) for axis, wanted in axes)
+        positions.append(Positions(frames, rows, columns))
     return torch.cat([to_tokens(grid) for grid in grids], dim=1), tuple(positions)
 
 

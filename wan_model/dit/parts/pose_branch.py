@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from ..rope import grid_positions
 from ..sequence import Draft, to_tokens
 from .base import Part, check_pose
 from .clip import ONE_IMAGE
+
+T = TypeVar("T", Tensor, "Tensor | None")
 
 TIME = 1.0  # the timestep of the pose frames, in 0..1000
 GROUPS = 4  # of heads, one after the other: keys and values of the clip with a pose frame behind them are a copy
@@ -104,7 +107,7 @@ class Branch:
 
     def run(self, block: Block, inputs: BlockInputs) -> tuple[Tensor, Tensor]:
         """Run `block` on the pose frames; return the keys and values (B or 1, tokens, dim) that the clip attends to."""
-        seen = []
+        seen: list[Tensor] = []
 
         def attention(q, k, v, heads):
             seen[:] = k, v
@@ -149,6 +152,6 @@ def _attend_by_frame(attention: Attention, frame: int, out, q, k, v, pose_k, pos
         out[:, start : start + frame] = attention(q[:, start : start + frame], keys, values, heads)
 
 
-def _once(x: Tensor | None) -> Tensor | None:
+def _once(x: T) -> T:
     """Return one row of `x` (B, ...) where all are the same, as those of both prompts of guidance are."""
     return x[:1] if x is not None and x.shape[0] > 1 and torch.equal(x, x[:1].expand_as(x)) else x

@@ -66,7 +66,7 @@ class AudioInjector(nn.Module):
 
 @dataclass(frozen=True)
 class SoundToVideo(Part):
-    """What S2V adds: sound after some blocks, poses on the clip, and reference and motion tokens behind it.
+    """S2V: sound after some blocks, poses added to the clip, and reference and motion tokens after it.
 
     blocks: indices of those that sound follows. layers, channels: of the sound. tokens: of it in a frame, without the
     padding. pose_channels, motion_channels: of these latents.

@@ -1,4 +1,4 @@
-"""What the parts that hear have in common: each latent frame's tokens attend to the sound of that frame."""
+"""Shared by the parts with sound: the tokens of each latent frame attend to the sound of that frame."""
 
 from __future__ import annotations
 
