@@ -3,7 +3,7 @@
     python -m tiny.train vae        about 45 minutes on one CPU core, by one process alone
     python -m tiny.train dits       about seven hours
     torchrun --nproc-per-node 2 -m tiny.train dits      half of that, on two cores
-    python -m tiny.train lora       about 25 minutes on one core
+    python -m tiny.train lora       about 20 minutes on one core
 
 A stopped run goes on where it was. Its state and log are in `tiny/runs`.
 """

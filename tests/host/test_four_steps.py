@@ -26,8 +26,8 @@ def make(room, run_node, with_lora):
     def run(prompt):
         given = dict(steps=20, guidance=4.0, shift=3.0, solver="unipc", denoise=1.0, preset="auto", seed=1)
         latent = {"samples": torch.zeros(1, 16, *family.SIZE)}
-        texts = {role: room("host.encoders.clip").encode_prompt(clip, prompt, "positive") for role in ("positive",)}
-        return run_node("WanSampler", model=with_lora, latent=latent, **texts, **given)[0]["samples"]
+        positive = room("host.encoders.clip").encode_prompt(clip, prompt, "positive")
+        return run_node("WanSampler", model=with_lora, latent=latent, positive=positive, **given)[0]["samples"]
 
     return run
 
