@@ -12,8 +12,10 @@ import torch
 from torch.nn.functional import normalize, silu
 
 from wan_model.dit import layers, rope
+from wan_model.dit.runtime import Runtime
 from wan_model.kernels import fused
-from wan_model.vae import Runtime, build_vae
+from wan_model.vae import Runtime as VAERuntime
+from wan_model.vae import build_vae
 from wan_model.vae.convolution import RMSNorm
 
 pytest.importorskip("triton", reason="Triton has no wheels for this system")
@@ -76,7 +78,7 @@ def test_a_vae_on_the_kernels_is_the_official_one(name, golden, relative_error):
         original(*arguments)
 
     original = triton_kernels.activate
-    runtime = Runtime(kernels=triton_kernels.VAE._replace(activate=activate))
+    runtime = VAERuntime(kernels=triton_kernels.VAE._replace(activate=activate))
     case = golden(name)
     vae = build_vae(case.weights(), device=DEVICE)
     latents = vae.encode_stream([case.inputs["video"].to(DEVICE)], runtime=runtime)
