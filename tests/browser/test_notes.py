@@ -31,6 +31,11 @@ BEFORE = f"""([type, input, added, values]) => {{
     }}
 }}"""
 
+RECORDED = """(text) => {
+    const { changeTracker } = app.extensionManager.workflow.activeWorkflow
+    return JSON.stringify(changeTracker.activeState).includes(text)
+}"""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def loras(base):
@@ -135,6 +140,7 @@ def test_a_distilled_lora_offers_its_settings(words, editor, open_workflow, page
     page.locator(".wan-offer button").click()
     expect("WanSampler", "offer", [])
     assert page.evaluate(read, names) == [4, 1, 5, "euler"]
+    page.wait_for_function(RECORDED, arg='"euler"')
     page.keyboard.press("Control+z")
     expect("WanSampler", "offer", [words["distilled"]])
     assert page.evaluate(read, names) == before
