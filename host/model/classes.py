@@ -64,9 +64,9 @@ class HostModel:
         shapes = super().extra_conds_shapes(**kwargs)
         if (behind := kwargs.get("time_dim_concat")) is not None:
             shapes["time_dim_concat"] = list(behind.shape)
-        if (pose := kwargs.get("pose_video_latent")) is not None:
+        if "pose_latents" in self.reads and (pose := kwargs.get("pose_video_latent")) is not None:
             shapes.setdefault("pose_latents", list(pose.shape))
-        if (face := kwargs.get("face_video_pixels")) is not None:
+        if "face" in self.reads and (face := kwargs.get("face_video_pixels")) is not None:
             shapes["face_pixel_values"] = list(face.shape)
         if "vace_context" in self.reads:  # an empty one where none is given
             shapes["vace_context"] = [1, len(kwargs.get("vace_frames") or [None])]

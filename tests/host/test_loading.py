@@ -14,9 +14,10 @@ def test_every_node_of_the_pack_is_registered(room):
 
 
 def test_the_host_lists_the_checkpoints_and_the_demo_family(models, pack):
+    suffixes = folder_paths.supported_pt_extensions
     for folder in ("diffusion_models", "vae", "text_encoders"):
         places = (models / folder, family.MODELS / folder)
-        names = sorted(path.name for place in places for path in place.iterdir() if path.suffix != ".md")
+        names = sorted(path.name for place in places for path in place.iterdir() if path.suffix in suffixes)
         assert names == folder_paths.get_filename_list(folder)
 
 
