@@ -90,6 +90,12 @@ def table(pytestconfig):
         pytestconfig.pluginmanager.get_plugin("terminalreporter").write_line("\n".join(["", *rows]))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_saved():
+    """Leaves no weights of other tests in the output folder."""
+    saved_weights()
+
+
 def saved_weights() -> torch.Tensor:
     """All weights in the files that a node has saved, which are removed."""
     tensors = {}
