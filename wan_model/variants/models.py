@@ -3,7 +3,7 @@
 Sources: `wan/configs/*.py` of Wan 2.1 and 2.2, `wan/modules/*.py`, and the README files of the models.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from .families import WAN21, WAN22, Family
@@ -266,11 +266,6 @@ def find(in_dim: int, out_dim: int, parts: Collection[str], header: Mapping[str,
 def _fits(row: Variant, in_dim: int, out_dim: int, parts: Collection[str], header: Mapping[str, object]) -> bool:
     channels = (row.in_dim, row.family.channels) == (in_dim, out_dim)
     return channels and row.parts <= set(parts) and (row.mark is None or header.get(row.mark[0]) == row.mark[1])
-
-
-def of_family(family: Family) -> Iterator[str]:
-    """Yield the names of the variants that sample the latents of `family`."""
-    return (name for name, row in VARIANTS.items() if row.family == family)
 
 
 def expert_boundary(takes_image: bool) -> float:
