@@ -12,7 +12,8 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 
@@ -98,23 +99,34 @@ def measure(editor: Editor, names: Sequence[str]) -> dict[str, dict[int, float]]
     return heights
 
 
-def main() -> None:
-    """Lay out every template, or those named on the command line."""
+def parse() -> argparse.Namespace:
+    """Return the options of the command line: `comfyui`, a folder, and `names`; the log goes to the terminal."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     parser = argparse.ArgumentParser()
     parser.add_argument("--comfyui", type=Path, required=True)
     parser.add_argument("names", nargs="*", metavar="NAME")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+@contextmanager
+def opened(comfyui: Path, write_models: Callable[[Path], object], size: dict[str, int]) -> Iterator[Editor]:
+    """Yield an editor page of `size` on a new server of `comfyui` that has examples and what `write_models` writes."""
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch)
         host.prepare_base(base)
-        random_weights.write(base / "models")
+        write_models(base / "models")
         examples.write(base / "input")
-        with Server(sys.executable, options.comfyui, base, cpu=True) as server, chromium() as browser:
-            editor = Editor(browser.new_page(viewport=SIZE), server.url)
-            editor.go()
-            names = options.names or openable(editor, sorted(path.stem for path in demo.WORKFLOWS.glob("*.json")))
-            heights = measure(editor, names)
+        with Server(sys.executable, comfyui, base, cpu=True) as server, chromium() as browser:
+            yield Editor(browser.new_page(viewport=size), server.url)
+
+
+def main() -> None:
+    """Lay out every template, or those named on the command line."""
+    options = parse()
+    with opened(options.comfyui, random_weights.write, SIZE) as editor:
+        editor.go()
+        names = options.names or openable(editor, sorted(path.stem for path in demo.WORKFLOWS.glob("*.json")))
+        heights = measure(editor, names)
     for name, known in heights.items():
         workflow = demo.load_workflow(name)
         stack(workflow, known)

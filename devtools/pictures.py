@@ -7,20 +7,16 @@ node, whose picture is the small graph of its help page; without one, all that t
 family's workflows are run before their pictures are taken.
 """
 
-import argparse
 import json
 import logging
-import sys
-import tempfile
 from pathlib import Path
 
 from tiny import examples, layouts, random_weights
 
-from . import host, layout
+from . import layout
 from .demo import WORKFLOWS
-from .editor import Editor, chromium
+from .editor import Editor
 from .environment import ROOT
-from .server import Server
 
 HELP = ROOT / "web" / "docs" / "pictures"
 SIZE = {"width": 1600, "height": 1100}  # of the window, in pixels
@@ -182,23 +178,13 @@ def photograph(editor: Editor, name: str) -> Path:
 
 def main() -> None:
     """Take every picture, or those named on the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--comfyui", type=Path, required=True)
-    parser.add_argument("names", nargs="*", metavar="NAME")
-    options = parser.parse_args()
+    options = layout.parse()
     HELP.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        base = Path(scratch)
-        host.prepare_base(base)
-        place_models(base / "models")
-        examples.write(base / "input")
-        with Server(sys.executable, options.comfyui, base, cpu=True) as server, chromium() as browser:
-            editor = Editor(browser.new_page(viewport=SIZE), server.url)
-            editor.go({"LiteGraph.Canvas.MinFontSizeForLOD": 0})  # texts however small
-            templates = layout.openable(editor, sorted(path.stem for path in WORKFLOWS.glob("*.json")))
-            for name in options.names or [*templates, *GRAPHS]:
-                logging.info("%s", photograph(editor, name))
+    with layout.opened(options.comfyui, place_models, SIZE) as editor:
+        editor.go({"LiteGraph.Canvas.MinFontSizeForLOD": 0})  # texts however small
+        templates = layout.openable(editor, sorted(path.stem for path in WORKFLOWS.glob("*.json")))
+        for name in options.names or [*templates, *GRAPHS]:
+            logging.info("%s", photograph(editor, name))
 
 
 if __name__ == "__main__":
