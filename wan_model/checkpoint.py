@@ -14,10 +14,12 @@ from .dit.config import DiTConfig
 from .dit.model import dit_shapes
 from .messages import Message
 from .vae import VAEConfig, make_vae, vae_config
-from .variants import VARIANTS
+from .variants import CAUSAL, VARIANTS
+from .variants.distilled import Preset
+from .variants.rollout import Rollout
 from .weights import ggml, marks, wrappings
 from .weights.files import File, merged, open_files, parts, read, read_on
-from .weights.header import CheckpointError
+from .weights.header import CheckpointError, parse_header
 from .weights.layouts import LAYOUTS, LORA, OTHERS, PREFIXES, Layout, assemble, rename
 from .weights.marks import LatentRGB
 from .weights.quantisation import (
@@ -41,6 +43,7 @@ __all__ = [
     "Inspection",
     "expect",
     "inspect",
+    "inspect_header",
     "load",
     "load_model",
     "parts",
@@ -78,7 +81,8 @@ class Inspection:
     parameters this way, in words. names: map from the file's names to the official ones. tensors: meta tensors by
     official name; a CLIP vision encoder keeps the names of its own layout, which may split or fuse the projections of
     its attention. layers: the form of each quantised layer that the file marks, by official name. config: sizes of a
-    whole DiT or a VAE. marks: as `marks.read_marks`. latent_rgb: as `marks.read_latent_rgb`. notes: sentences for the
+    whole DiT or a VAE. marks: as `marks.read_marks`. latent_rgb: as `marks.read_latent_rgb`.
+    rollout: as `marks.read_rollout`, of a causal model. sampling: as `marks.read_sampling`. notes: sentences for the
     log on what was chosen and what is left out. elsewhere: whether ComfyUI's own loader runs this relative of Wan and
     this pack does not.
     """
@@ -93,30 +97,51 @@ class Inspection:
     config: DiTConfig | VAEConfig | None = None
     marks: Mapping[str, object] = field(default_factory=dict)
     latent_rgb: LatentRGB | None = None
+    rollout: Rollout | None = None
+    sampling: Preset | None = None
     notes: tuple[str, ...] = ()
     elsewhere: bool = False
 
 
-def inspect(path: str | PathLike) -> Inspection:
+def inspect(path: str | PathLike, causal: bool | None = None) -> Inspection:
     """Recognise a weights file, or a model in parts, by the names and shapes in it; no weight is read.
 
+    causal: whether its network is a causal one, or None to let the file tell.
     Raise CheckpointError for a file that is missing or damaged, is no weights file, or is a Wan model with sizes that
     contradict one another, weights that are missing or weights that no such model has.
     """
-    return _recognise_files(Path(path), open_files(path))
+    return _recognise_files(Path(path), open_files(path), causal)
 
 
-def _recognise_files(path: Path, files: Mapping[Path, File]) -> Inspection:
+def inspect_header(name: str, text: bytes, size: int) -> Inspection:
+    """Recognise a safetensors file that is not here. text: the JSON of its header. size: of the file, in bytes.
+
+    Raise CheckpointError as `inspect` does.
+    """
+    header = parse_header(Path(name), text, size)
+    return _recognise(name, header.tensors, header.metadata)
+
+
+def _recognise_files(path: Path, files: Mapping[Path, File], causal: bool | None) -> Inspection:
     tensors, metadata, packed_as = merged(files)
-    try:
-        found = recognise(tensors, metadata)
-    except ValueError as error:
-        raise CheckpointError(f"{path.name}: {error}") from None
+    found = _recognise(path.name, tensors, metadata, causal)
     return replace(found, quantisation=f"gguf_{packed_as.lower()}") if packed_as else found
 
 
-def recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Inspection:
-    """Return the content of a file with these tensors; meta tensors will do.
+def _recognise(
+    name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], causal: bool | None = None
+) -> Inspection:
+    """As `recognise`, with the name of the file before what is wrong with it."""
+    try:
+        return recognise(tensors, metadata, causal)
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error}") from None
+
+
+def recognise(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, causal: bool | None = None
+) -> Inspection:
+    """Return the content of a file with these tensors; meta tensors will do. causal: as in `inspect`.
 
     Raise ValueError for a Wan model with sizes that contradict one another or that no variant has, with weights that
     are missing or that no such model has, and for a file with several models.
@@ -136,12 +161,17 @@ def recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
     forms = header_layers(metadata or {})
     listed = {name.removeprefix(prefix): forms[theirs] for name, theirs in wrappings.unwrap(forms).items()}
     layers = {ours: listed[theirs] for theirs, ours in rename(listed, layout.table).items()} | _marked(official)
-    variant, config, expected = _identify(layout.kind, official, transformer)
-    latent_rgb = None
+    variant, config, expected = _identify_causal(layout.kind, official, transformer, prefix, causal)
+    latent_rgb = rollout = sampling = None
     ignored: tuple[str, ...] = ()
     if isinstance(config, DiTConfig):
         latent_rgb, ignored = marks.read_latent_rgb(metadata or {}, config.out_dim)
-        other = marks.unsupported(transformer, config.variant)
+        sampling, unread = marks.read_sampling(metadata or {})
+        ignored += unread
+        if config.facts.causal:
+            rollout, unread = marks.read_rollout(metadata or {})
+            ignored += unread
+        other = marks.unsupported(transformer if causal is None else transformer | {CAUSAL: causal}, config.variant)
         if other is not None:
             return Inspection(other, marks=transformer, elsewhere=True)
         check_marked(official, layers)
@@ -159,16 +189,19 @@ def recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None 
         config=config,
         marks=transformer,
         latent_rgb=latent_rgb,
+        rollout=rollout,
+        sampling=sampling,
         notes=notes + ignored,
     )
 
 
-def expect(path: str | PathLike, kinds: tuple[str, ...], node: str) -> Inspection:
+def expect(path: str | PathLike, kinds: tuple[str, ...], node: str, causal: bool | None = None) -> Inspection:
     """Return `inspect` of a file that must hold one of `kinds`, a key of `KINDS`.
 
-    node: the loader to name in the message. Raise CheckpointError as `inspect` does, and for any other content.
+    node: the loader to name in the message. causal: as in `inspect`. Raise CheckpointError as `inspect` does, and for
+    any other content.
     """
-    found = inspect(path)
+    found = inspect(path, causal)
     if found.elsewhere and kinds == DIT:
         raise CheckpointError(_elsewhere(path, found))
     if found.variant not in kinds:
@@ -188,8 +221,8 @@ def load(path: str | PathLike) -> tuple[dict[str, Tensor], str, str | None]:
     return state_dict, str(found.variant), found.quantisation
 
 
-def load_model(path: str | PathLike) -> tuple[dict[str, Tensor], Inspection]:
-    """Return the weights of a file in official names, and what the file holds.
+def load_model(path: str | PathLike, causal: bool | None = None) -> tuple[dict[str, Tensor], Inspection]:
+    """Return the weights of a file in official names, and what the file holds. causal: as in `inspect`.
 
     The tensors lie in the memory-mapped file: nothing is copied and reading happens on first use. Scaled fp8 layers
     are marked as in `quantisation.mark_layers`; a packed GGUF weight is uint8 (rows, bytes of a row) with its format
@@ -197,7 +230,7 @@ def load_model(path: str | PathLike) -> tuple[dict[str, Tensor], Inspection]:
     Raise CheckpointError as `inspect` does, and for a file that holds another model.
     """
     path, files = Path(path), open_files(path)
-    found = _recognise_files(path, files)
+    found = _recognise_files(path, files, causal)
     if found.elsewhere:
         raise CheckpointError(_elsewhere(path, found))
     if found.variant is None:
@@ -250,6 +283,25 @@ def _identify(
         vae = vae_config(tensors)
         return "vae" + vae.version.replace(".", ""), vae, set(make_vae(vae, device="meta").state_dict())
     return kind, None, None
+
+
+def _identify_causal(
+    kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, object], prefix: str, causal: bool | None
+) -> tuple[str, DiTConfig | VAEConfig | None, set[str] | None]:
+    """As `_identify`, with the mark of a causal model where the caller asks for it, or the file's prefix tells one.
+
+    Raise ValueError where the caller asks for it of other weights.
+    """
+    found = _identify(kind, tensors, header if causal is None else {**header, CAUSAL: False})
+    if found[0] != "t2v":
+        if causal and found[0] in DIT:
+            raise ValueError(
+                f"it is a Wan {found[0]} model, and only text-to-video weights are run as a causal model: set causal "
+                "to auto."
+            )
+        return found
+    told = causal if causal is not None else wrappings.is_causal(prefix) and CAUSAL not in header
+    return _identify(kind, tensors, {**header, CAUSAL: True}) if told else found
 
 
 def _marked(tensors: Mapping[str, Tensor]) -> dict[str, dict]:

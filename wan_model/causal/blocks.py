@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..dit.runtime import Runtime
 from ..solvers import SAMPLERS, sample_lcm, timestep
+from ..variants.rollout import check_window
 from .cache import Cache
 from .history import Frames, History, Model, in_range, spans
 
@@ -28,6 +30,7 @@ def rollout(
     first_sigmas: Sequence[float] | None = None,
     near_sink: bool = False,
     context_time: float = 0.0,
+    context_noise: Frames | None = None,
     device: torch.device | str | None = None,
     runtime: Runtime | None = None,
 ) -> Iterator[Tensor]:
@@ -45,14 +48,15 @@ def rollout(
     frames attended at most, with those of the block; None for all. sink: first frames that are never dropped. initial:
     given frames before the first block (B, C, n, H, W). first_sigmas: `sigmas` of the first block (Causal-Forcing++).
     near_sink: attend to the sink as if it lay directly before the other frames (the relative positions of LongLive 2).
-    context_time: the timestep that the network is told for finished frames. device: where the cache lies; None for that
-    of `noise`. runtime: as in `WanDiT`.
+    context_time: the timestep that the network is told for finished frames. context_noise: as in `History`. device:
+    where the cache lies; None for that of `noise`. runtime: as in `WanDiT`.
     Raise ValueError where these disagree.
     """
     steps = (sigmas, sigmas if first_sigmas is None else first_sigmas)
     check_renoise(noise, renoise, max(map(len, steps)))
     capacity = _capacity(noise, blocks, window, sink, initial)
-    history = History(model, context, Cache(capacity, sink, device), runtime or Runtime(), near_sink, context_time)
+    kept = partial(History, near_sink=near_sink, context_time=context_time, context_noise=context_noise)
+    history = kept(model, context, Cache(capacity, sink, device), runtime or Runtime())
 
     def make(x: Tensor, start: int, stop: int) -> Tensor:
         draws = iter(() if renoise is None else in_range(renoise, start, stop))
@@ -80,6 +84,9 @@ def guided(
     sink: int = 0,
     initial: Tensor | None = None,
     solver: str = "unipc",
+    near_sink: bool = False,
+    context_time: float = 0.0,
+    context_noise: Frames | None = None,
     device: torch.device | str | None = None,
     runtime: Runtime | None = None,
 ) -> Iterator[Tensor]:
@@ -90,8 +97,9 @@ def guided(
     `solvers.SAMPLERS`.
     """
     capacity = _capacity(noise, blocks, window, sink, initial)
+    kept = partial(History, near_sink=near_sink, context_time=context_time, context_noise=context_noise)
     histories = [
-        History(model, text, Cache(capacity, sink, device), runtime or Runtime()) for text in (context, context_null)
+        kept(model, text, Cache(capacity, sink, device), runtime or Runtime()) for text in (context, context_null)
     ]
 
     def make(x: Tensor, start: int, stop: int) -> Tensor:
@@ -112,7 +120,7 @@ def _roll(
     initial: Tensor | None,
     make: Callable[[Tensor, int, int], Tensor],
 ) -> Iterator[Tensor]:
-    given = [] if initial is None else initial.split(_given_blocks(blocks, initial.shape[2]), dim=2)
+    given = [] if initial is None else initial.split(given_blocks(blocks, initial.shape[2]), dim=2)
     for history, x in itertools.product(histories, given):
         history.keep(x)
     x = None
@@ -128,7 +136,7 @@ def frames_of(noise: Frames) -> int | None:
     return noise.shape[2] if isinstance(noise, Tensor) else None
 
 
-def _given_blocks(blocks: Blocks, frames: int) -> list[int]:
+def given_blocks(blocks: Blocks, frames: int) -> list[int]:
     """Return the frames of each block of a given clip: a first block that is smaller where they do not divide it."""
     size = min(blocks if isinstance(blocks, int) else max(blocks), frames)
     return [*([frames % size] if frames % size else []), *([size] * (frames // size))]
@@ -147,23 +155,13 @@ def _capacity(noise: Frames, blocks: Blocks, window: int | None, sink: int, init
             "number must be the same."
         )
     if window is not None:
-        _check_window(window, sink, max(sizes))
+        check_window(window, sink, max(sizes))
     if total is None and isinstance(blocks, int):
         if window is None:
             raise ValueError("A run without end needs a bounded memory: give a window, such as 21 latent frames.")
         return window
     whole = (0 if initial is None else initial.shape[2]) + sum(sizes if total is None else [total])
     return whole if window is None else min(window, whole)
-
-
-def _check_window(window: int, sink: int, size: int) -> None:
-    if window < size:
-        raise ValueError(f"The window holds {window} latent frames and a block has {size}: give a larger window.")
-    if sink + size > window:
-        raise ValueError(
-            f"The window holds {window} latent frames, too few for a sink of {sink} and a block of {size}: give a "
-            "larger window or a smaller sink."
-        )
 
 
 def _without_frames(x: Tensor) -> tuple[int, ...]:

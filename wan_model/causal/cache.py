@@ -1,7 +1,7 @@
 """The keys and values of frames that are made already, for the blocks of frames that come after them."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -50,6 +50,26 @@ class Cache:
             if slot == self.capacity:
                 slot = self.slots.pop(min(held for held in self.slots if held >= self.sink))
             self.slots[frame] = slot
+
+    def refreshed(self, length: int) -> int:
+        """Return how many of the last of `length` finished frames are made anew under a new prompt.
+
+        All that are held, but for the sink once frames have been dropped: its first prompt is then all that there is.
+        """
+        return length if length <= self.capacity else self.capacity - self.sink
+
+    def state(self) -> tuple[dict[str, Tensor], list[list[int]]]:
+        """Return keys and values by name, and (frame, slot) of all frames. The text's are made anew by `restore`."""
+        tensors = {f"{index}.{part}": kept[part] for index, kept in self.layers.items() for part in (0, 1)}
+        return tensors, [list(pair) for pair in self.slots.items()]
+
+    def restore(self, tensors: Mapping[str, Tensor], slots: Sequence[Sequence[int]], device: torch.device) -> None:
+        """Go on from what `state` returned. device: where the network runs."""
+        where = self.device or device
+        self.slots = {frame: slot for frame, slot in slots}
+        indices = sorted({int(name.split(".")[0]) for name in tensors})
+        self.layers = {index: (tensors[f"{index}.0"].to(where), tensors[f"{index}.1"].to(where)) for index in indices}
+        self.text = {}
 
     def write(self, index: int, frames: Sequence[int], keys: Tensor, values: Tensor) -> None:
         """Store keys and values (B, tokens, dim) of `frames`, which have slots, for block `index` of the network."""

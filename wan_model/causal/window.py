@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..dit.attention import Attention
 from ..dit.runtime import Runtime
+from ..transfer import send
 from .blocks import check_renoise, frames_of
 from .cache import Attend, Cache
 from .history import Frames, History, Model, in_range
@@ -75,7 +76,7 @@ def _step(history: History, pending: list[Pending], sigmas: list[float], renoise
     """Take all blocks one step on, the last step of a block to its x0."""
     x = torch.cat([item.x for item in pending], dim=2)
     frames, size = x.shape[2], x.shape[2] // len(pending)
-    levels = torch.tensor([sigmas[item.done] for item in pending], dtype=torch.float32, device=x.device)
+    levels = send(torch.tensor([sigmas[item.done] for item in pending], dtype=torch.float32), x.device)
     levels = levels.repeat_interleave(size)  # (frames,)
     attend = _attend_window(history.cache, history.length, frames, window)
     v = history.call(x, 1000 * levels[None], attend).float()

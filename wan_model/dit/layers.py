@@ -50,6 +50,19 @@ class Kernels:
 
 TORCH = Kernels()
 
+Exchange = Callable[[Attention, Callable[[], tuple[Tensor, ...]], int], Tensor]
+"""exchange(attention, project, heads) -> out: runs `attention` on the queries, keys and values that `project` makes.
+
+Both are of the tokens of this device, (B, L, heads * head_dim) each. Where devices share the tokens, `attention` gets
+all tokens in order, and some of the heads.
+"""
+
+
+def attend(attention: Attention, project: Callable[[], tuple[Tensor, ...]], heads: int) -> Tensor:
+    """Run `attention` where one device holds all tokens: an `Exchange`."""
+    q, k, v = project()
+    return attention(q, k, v, heads)
+
 
 @dataclass(frozen=True)
 class BlockInputs:
@@ -59,9 +72,10 @@ class BlockInputs:
     R, 6, dim). counts: number of consecutive tokens that each of the R rows applies to, None if it is the same for
     all. rope: table of the tokens. context: embedded text (B, n, dim). image_context: embedded CLIP tokens (B, n,
     dim), or None. keys_values: the result of `CrossAttention.keys_values` in an earlier forward, or None. attention,
-    cross_attention: run self-attention, and attention to text and images. after_text: called in order with the block
-    and x (B, L, dim), between the attention to the text and the feed-forward; each returns the new x. chunk: most
-    tokens that are projected at once, or None for all; the result is the same, with less memory.
+    cross_attention: run self-attention, and attention to text and images. exchange: brings the tokens of all devices
+    to `attention`. after_text: called in order with the block and x (B, L, dim), between the attention to the text and
+    the feed-forward; each returns the new x. chunk: most tokens that are projected at once, or None for all; the result
+    is the same, with less memory.
     """
 
     time: Tensor
@@ -76,6 +90,7 @@ class BlockInputs:
     after_text: tuple[Callable, ...] = ()
     chunk: int | None = None
     kernels: Kernels = TORCH
+    exchange: Exchange = attend
 
 
 def modulation(table: Tensor, e: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -110,7 +125,9 @@ def pieces(
     token = row = 0
     for count, equal in groupby(counts):
         rows = len(list(equal))
-        if chunk is None:
+        if not count:
+            pass  # these rows are of tokens that other devices hold
+        elif chunk is None:
             yield (slice(None), slice(token, token + rows * count)), (slice(None), slice(row, row + rows))
         else:
             yield from _equal_rows(e, batch, token, row, rows, count, chunk)
@@ -236,9 +253,10 @@ class Block(nn.Module):
             normed = kernels.norm_modulate(x[tokens], shift[rows], scale[rows], self.eps)
             return attn.qkv(normed, inputs.rope[tokens[1]], kernels.rotate)
 
-        q, k, v = by_pieces(project, x, inputs.e, inputs.chunk, inputs.counts)
-        y = inputs.attention(q, k, v, attn.heads)
-        del q, k, v
+        def qkv() -> tuple[Tensor, ...]:
+            return by_pieces(project, x, inputs.e, inputs.chunk, inputs.counts)
+
+        y = inputs.exchange(inputs.attention, qkv, attn.heads)
 
         def add(tokens: Piece, rows: Piece) -> tuple[Tensor, ...]:
             return (gated_add(x[tokens], attn.o(y[tokens]), gate[rows]),)

@@ -16,10 +16,11 @@ from .parts import CONDITIONS
 from .parts.base import check_same_size
 from .read import read_config
 from .runtime import Runtime
-from .sequence import Draft, Sequence
+from .sequence import Draft
 
 # The one place that sets higher precision: these parameters are float32, and so are their computations. Everything
 # else, the residual stream included, is in the dtype of `x`.
+FLOAT64_DEVICES = ("cpu", "cuda")  # the GPUs of Apple and many of Intel's have no float64
 FLOAT32_NAMES = re.compile(
     r"(time_embedding|time_projection|fps_embedding|fps_projection|head|head_global)\.|.*\bmodulation$"
 )
@@ -98,15 +99,15 @@ class WanDiT(nn.Module):
             part.prepare(self, draft)
         return draft
 
-    def run_blocks(self, draft: Draft) -> tuple[Tensor, Tensor, Sequence]:
+    def run_blocks(self, draft: Draft) -> tuple[Tensor, Tensor]:
         """Run all main blocks, and the functions of the parts, on the tokens of `draft`.
 
-        Return the tokens (B, L, dim), the time embedding (B or 1, R, dim) and the sequence of both.
+        Return the tokens of this device (B, L, dim) and the time embedding (B or 1, R, dim).
         """
         runtime, window = draft.runtime, self.config.window_size
         rope = runtime.kernels.rope_table(draft.positions, self.config.dim // self.config.heads, draft.x.device)
-        sequence = draft.sequence(rope)
-        x, sequence = runtime.shard(draft.take_tokens(), sequence)
+        x = draft.take_tokens(rope)
+        sequence = draft.held
         time = self.embed_time(sequence.times)
         inputs = BlockInputs(
             time=time,
@@ -120,19 +121,21 @@ class WanDiT(nn.Module):
             after_text=tuple(draft.after_text),
             chunk=runtime.chunk,
             kernels=runtime.kernels,
+            exchange=runtime.share.exchange(draft.whole),
         )
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(runtime.lend(self.blocks)):
             of_block = inputs
             for prepare in draft.before_block:
                 of_block = prepare(index, block, of_block)
             x = runtime.run_block(index, block, x, of_block)
             for finish in draft.after_block:
                 x = finish(index, x)
-        return x, time, sequence
+        return x, time
 
-    def unembed(self, x: Tensor, time: Tensor, sequence: Sequence, draft: Draft) -> Tensor:
+    def unembed(self, x: Tensor, time: Tensor, draft: Draft) -> Tensor:
         """Return the velocity (B, out_dim, F, H, W) from the clip's tokens in the results of `run_blocks`."""
-        x = draft.runtime.gather(x, sequence)
+        sequence = draft.whole
+        x = draft.runtime.share.gather(x, sequence)
         clip, rows = x[:, sequence.clip], time[:, sequence.clip_rows]
         patches = self.run_head(draft.head or self.head, clip, rows, draft.runtime.chunk)
         return self.unpatchify(patches, draft.grid)
@@ -149,7 +152,7 @@ class WanDiT(nn.Module):
     def embed_time(self, t: Tensor) -> Tensor:
         """Return the time embedding, float32 (B, R, dim), of timesteps `t` (B, R) in 0..1000."""
         half = self.config.freq_dim // 2
-        exact = torch.float32 if t.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        exact = torch.float64 if t.device.type in FLOAT64_DEVICES else torch.float32
         frequency = 10000 ** -(torch.arange(half, dtype=exact, device=t.device) / half)
         angle = t.to(exact).unsqueeze(-1) * frequency  # (B, R, freq_dim / 2)
         return self.time_embedding(torch.cat((angle.cos(), angle.sin()), dim=-1).float())
@@ -225,7 +228,8 @@ def dit_shapes(
 def build_dit(state_dict: Mapping[str, Tensor], *, ops=nn, dtype: torch.dtype | None = None, device=None) -> WanDiT:
     """Return the `WanDiT` of a checkpoint with official names; the variant is inferred and tensors are not copied.
 
-    dtype: of all weights but `FLOAT32_NAMES`, or None for the file's own. device: of the weights, or None for their
+    dtype: of all weights but `FLOAT32_NAMES`, or None for the file's own; float8 that has no scales is converted too,
+    as torch's own layers do not compute in it. device: of the weights, or None for their
     own. Raise ValueError if the state dict is not exactly that of a Wan DiT.
     """
     config = dit_config(state_dict)
@@ -234,7 +238,7 @@ def build_dit(state_dict: Mapping[str, Tensor], *, ops=nn, dtype: torch.dtype | 
     tensors = {}
     for name, tensor in state_dict.items():
         wanted = torch.float32 if FLOAT32_NAMES.match(name) else dtype
-        tensors[name] = tensor.to(device=device, dtype=wanted if _is_plain(tensor) else None)
+        tensors[name] = tensor.to(device=device, dtype=wanted if _is_plain(name, state_dict) else None)
     missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     if missing or unexpected:
         raise ValueError(
@@ -244,6 +248,9 @@ def build_dit(state_dict: Mapping[str, Tensor], *, ops=nn, dtype: torch.dtype | 
     return model.requires_grad_(False).eval()
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Return whether values are stored as they are, not scaled (float8) or packed (integers)."""
-    return tensor.dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+def _is_plain(name: str, state_dict: Mapping[str, Tensor]) -> bool:
+    """Return whether the values of a tensor are stored as they are, not with scales (float8) or packed (integers)."""
+    layer, dtype = name.removesuffix("weight"), state_dict[name].dtype
+    if dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        return not any(layer + companion in state_dict for companion in ("weight_scale", "scale_weight", "comfy_quant"))
+    return dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..transfer import send
+
 THETA = 10000.0
 
 Axes = tuple[float, float, float]  # one number each for frames, rows and columns
@@ -62,7 +64,7 @@ def _grid_table(positions: Positions, head_dim: int, device: torch.device | None
         place = torch.tensor((positions.frames, positions.rows, positions.columns)[axis], dtype=torch.float64)
         angle = torch.outer(place, _frequencies(channels)) + turn[done : done + channels // 2]
         done += channels // 2
-        rotation = torch.stack((angle.cos(), angle.sin()), dim=-1).to(device, torch.float32)
+        rotation = send(torch.stack((angle.cos(), angle.sin()), dim=-1).float(), device)
         shape = [1, 1, 1, -1, 2]
         shape[axis] = len(place)
         axes.append(rotation.view(shape).expand(*positions.grid, -1, -1))  # (F, H, W, channels / 2, 2)
@@ -72,7 +74,7 @@ def _grid_table(positions: Positions, head_dim: int, device: torch.device | None
 def rotary(places: Sequence[float], head_dim: int, device: torch.device | None = None) -> Tensor:
     """Return cosine and sine of tokens along one axis: float32 (tokens, head_dim / 2, 2)."""
     angle = torch.outer(torch.tensor(places, dtype=torch.float64), _frequencies(head_dim))
-    return torch.stack((angle.cos(), angle.sin()), dim=-1).to(device, torch.float32)
+    return send(torch.stack((angle.cos(), angle.sin()), dim=-1).float(), device)
 
 
 def _frequencies(channels: int) -> Tensor:

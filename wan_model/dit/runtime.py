@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from .attention import Attention, sdpa
-from .layers import TORCH, BlockInputs, Kernels
+from .layers import TORCH, BlockInputs, Exchange, Kernels, attend
 from .rope import Axes
 
 if TYPE_CHECKING:
     from .sequence import Sequence
 
+Lend = Callable[[nn.ModuleList], Iterable[Any]]  # Any: as in RunBlock
 RunBlock = Callable[[int, Any, Tensor, BlockInputs], Tensor]  # Any: a `Block`, or its compiled form
 
 
@@ -23,14 +24,39 @@ def call_block(index: int, block: nn.Module, x: Tensor, inputs: BlockInputs) -> 
     return block(x, inputs)
 
 
-def keep(x: Tensor, sequence: Sequence) -> tuple[Tensor, Sequence]:
-    """Return the tokens x (B, L, dim) and their `sequence`: all of them are on this device."""
-    return x, sequence
+def in_order(blocks: nn.ModuleList) -> Iterable[nn.Module]:
+    """Return the blocks of a stack in order: all have their weights."""
+    return blocks
 
 
-def keep_tokens(x: Tensor, sequence: Sequence) -> Tensor:
-    """Return the tokens x (B, L, dim): all of `sequence` are on this device."""
-    return x
+class Whole:
+    """How the tokens of a forward are shared by devices. Here one device holds them all.
+
+    Every token belongs to one device. Between the blocks' attentions a device works on its own tokens alone.
+    """
+
+    def sequence(self, sequence: Sequence) -> Sequence:
+        """Return what `sequence` is for the tokens of this device."""
+        return sequence
+
+    def shard(self, x: Tensor, sequence: Sequence) -> Tensor:
+        """Return those of all tokens x (B, L, n) of `sequence` that this device holds, in the same order."""
+        return x
+
+    def gather(self, x: Tensor, sequence: Sequence) -> Tensor:
+        """Return all tokens (B, L, n) of `sequence` from those that this device holds, x."""
+        return x
+
+    def exchange(self, sequence: Sequence) -> Exchange:
+        """Return what runs attention between all tokens of `sequence`."""
+        return attend
+
+    def mean_over_heads(self, x: Tensor, heads: int) -> Tensor:
+        """Return the mean over all `heads` from x, the mean over those that this device attends with."""
+        return x
+
+
+WHOLE = Whole()
 
 
 @dataclass(frozen=True)
@@ -39,8 +65,8 @@ class Runtime:
 
     attention: self-attention, unless `config.window_size` limits it. cross_attention: attention to text and images,
     None for `attention`. kernels, chunk: as in `BlockInputs`. run_block: runs each main block. rope_scale, rope_shift:
-    applied to the clip's rotary positions. shard: maps all tokens (B, L, dim) and their sequence to those of this
-    device; gather: maps the tokens of this device back to all tokens after the blocks.
+    applied to the clip's rotary positions. share: which tokens this device holds. lend: yields the blocks of a stack in
+    order, each of which has its weights until the next is asked for.
     """
 
     attention: Attention = sdpa
@@ -50,5 +76,5 @@ class Runtime:
     run_block: RunBlock = call_block
     rope_scale: Axes = (1.0, 1.0, 1.0)
     rope_shift: Axes = (0.0, 0.0, 0.0)
-    shard: Callable[[Tensor, Sequence], tuple[Tensor, Sequence]] = keep
-    gather: Callable[[Tensor, Sequence], Tensor] = keep_tokens
+    share: Whole = WHOLE
+    lend: Lend = in_order

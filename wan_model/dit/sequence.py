@@ -46,7 +46,8 @@ class Draft:
     positions from `first_frame` on. first_frame: rotary position of the clip's first frame. front, behind: streams
     before and behind the clip's tokens. before_block: called with the index of a block, the block and its inputs,
     returns the inputs to run it with. after_text: as in `BlockInputs`. after_block: called with the index of a
-    block and its result (B, L, dim), returns the new one.
+    block and its result (B, L, dim), returns the new one. whole, held: the sequence of all tokens, and of those that
+    this device holds; known from `take_tokens` on, so in the functions above.
     """
 
     given: Mapping[str, Any]
@@ -65,6 +66,8 @@ class Draft:
     before_block: list[BeforeBlock] = field(default_factory=list)
     after_text: list[AfterText] = field(default_factory=list)
     after_block: list[AfterBlock] = field(default_factory=list)
+    whole: Sequence = field(init=False)
+    held: Sequence = field(init=False)
 
     def __post_init__(self) -> None:
         frames, rows, columns = self.clip.shape[2:]
@@ -95,20 +98,30 @@ class Draft:
             counts=None if len(set(counts)) == 1 else counts,
             clip=slice(self.front_tokens, self.front_tokens + math.prod(self.grid)),
             clip_rows=slice(first, first + self.t.shape[1]),
+            groups=(*map(_length, self.front), *self._frames(), *map(_length, self.behind)),
         )
 
     @property
     def front_tokens(self) -> int:
         """Tokens before the clip's."""
-        return sum(stream.tokens.shape[1] for stream in self.front)
+        return sum(map(_length, self.front))
 
-    def take_tokens(self) -> Tensor:
-        """Return all tokens (B, L, dim) in order and drop the draft's references, so that blocks can free them."""
+    def take_tokens(self, rope: Tensor) -> Tensor:
+        """Return the tokens (B, L, dim) of this device in order, and drop the draft's references, so that blocks can
+        free them. rope: the table of `positions`.
+        """
+        self.whole = self.sequence(rope)
+        self.held = self.runtime.share.sequence(self.whole)
         clip = to_tokens(self.clip)
         groups = [*(s.tokens for s in self.front), clip, *(s.tokens for s in self.behind)]
         del self.clip
         self.front, self.behind = [], []
-        return clip if len(groups) == 1 else torch.cat(groups, dim=1)
+        return self.runtime.share.shard(clip if len(groups) == 1 else torch.cat(groups, dim=1), self.whole)
+
+    def _frames(self) -> tuple[int, ...]:
+        """Return the tokens of each of the clip's frames."""
+        frames, rows, columns = self.grid
+        return (rows * columns,) * frames
 
     def _clip_runs(self) -> list[tuple[tuple[str, int], int]]:
         """Return (key of the timestep, tokens) of each run of the clip's tokens with one timestep."""
@@ -129,7 +142,8 @@ class Sequence:
     """Order and modulation rows of the L tokens of a forward.
 
     rope: table of L rows. times: timesteps (B or 1, R). counts: tokens of each timestep, None if it is the same for
-    all. clip: slice of the clip's tokens. clip_rows: slice of `times` that applies to them.
+    all. clip: slice of the clip's tokens. clip_rows: slice of `times` that applies to them. groups: the L tokens of the
+    whole sequence as numbers of consecutive ones: those of a stream, or of a frame of the clip. Devices share each.
     """
 
     rope: Tensor
@@ -137,6 +151,11 @@ class Sequence:
     counts: tuple[int, ...] | None
     clip: slice
     clip_rows: slice
+    groups: tuple[int, ...]
+
+
+def _length(stream: Stream) -> int:
+    return stream.tokens.shape[1]
 
 
 def to_tokens(x: Tensor) -> Tensor:

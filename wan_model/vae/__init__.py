@@ -2,6 +2,7 @@
 
 from .config import VAEConfig
 from .model import WanVAE, build_vae, lay_out, make_vae, vae_config
+from .past import Past, clip_of, from_tensors
 from .plan import fit_decode, fit_encode, plan_decode, plan_encode
 from .runtime import CPU, Kernels, Runtime
 from .stream import Stream
@@ -10,14 +11,17 @@ from .tiling import TilePlan
 __all__ = [
     "CPU",
     "Kernels",
+    "Past",
     "Runtime",
     "Stream",
     "TilePlan",
     "VAEConfig",
     "WanVAE",
     "build_vae",
+    "clip_of",
     "fit_decode",
     "fit_encode",
+    "from_tensors",
     "lay_out",
     "make_vae",
     "plan_decode",

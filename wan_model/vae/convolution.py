@@ -68,8 +68,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Normalise x (B, C, ...), into `out` if it is given."""
         least = max(1e-12, torch.finfo(x.dtype).tiny)  # the official 1e-12 is 0 in float16
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_(min=least)
-        return torch.mul(x, norm.reciprocal_(), out=out).mul_(self.gamma.to(x) * x.shape[1] ** 0.5)
+        if out is not None and torch.is_grad_enabled() and (x.requires_grad or self.gamma.requires_grad):
+            return out.copy_(self(x))  # autograd knows no `out`
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=least)
+        return torch.mul(x, norm.reciprocal(), out=out).mul_(self.gamma.to(x) * x.shape[1] ** 0.5)
 
     def activate(self, x: torch.Tensor, out: torch.Tensor) -> None:
         """Write silu(norm(x)) into `out`."""

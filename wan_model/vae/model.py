@@ -12,6 +12,7 @@ from . import vae21, vae22
 from .blocks import Means
 from .config import VAEConfig
 from .convolution import causal_conv3d
+from .past import Past, check_past, clip_of
 from .resampling import Downsample
 from .runtime import CPU, Runtime
 from .stream import Regroup, Stream
@@ -19,6 +20,7 @@ from .tiling import Blocks, TilePlan, tile_grid, tile_plan
 
 VERSIONS = {"2.1": vae21, "2.2": vae22}
 Shape = tuple[int, int, int | None, int, int]  # (B, C, frames, H, W); None if the length is not known before the end
+NOT_SHARED = "Several devices can share the decode of a whole latent alone: decode parts of a clip on one device."
 EMPTY_LATENT = "The latent has 0 frames, and the VAE decodes 1 or more: sample or encode a clip first."
 
 
@@ -72,14 +74,17 @@ class WanVAE(nn.Module):
         dtype: torch.dtype | None = None,
         park=None,
         on_step=None,
+        past: Past | None = None,
+        goes_on: bool = False,
     ) -> Stream:
         """Iterate over the decoded video in time: (B, 3, 1, H, W), then (B, 3, 4, H, W) for each further latent frame.
 
         latents: (B, C, F, H, W), or an iterable of such pieces of any lengths F, which is read lazily and may be
         endless. runtime: kernels and thresholds for the device. device, dtype: of the computation; each latent frame is
-        moved there when it is decoded (default: the latent's own). park, on_step:
-        see `Stream`. Raise ValueError for a wrong channel count, pieces of different sizes, no pieces, and tiles that
-        are too small.
+        moved there when it is decoded (default: the latent's own). park, on_step: see `Stream`. past: `Stream.past` of
+        the decode of the clip's earlier frames; those of `latents` follow them, (B, 3, 4, H, W) each. goes_on: whether
+        `Stream.past` is wanted of this one. Raise ValueError for a wrong channel count, pieces of different sizes, no
+        pieces, tiles that are too small, the past of another clip, and parts of a clip that devices are to share.
         """
         whole = isinstance(latents, torch.Tensor)
         first, pieces = _peek([latents] if isinstance(latents, torch.Tensor) else latents, EMPTY_LATENT)
@@ -87,12 +92,19 @@ class WanVAE(nn.Module):
         batch, channels, frames, height, width = first.shape
         if whole and frames == 0:
             raise ValueError(EMPTY_LATENT)
-        length = frames if whole else None
+        known = whole and past is None and not goes_on
+        if runtime.share.size > 1 and not known:
+            raise ValueError(NOT_SHARED)
+        length = frames if known else None
         shape = (batch, channels, length, height, width)
         plan = decode_plan(self, shape, tile, (dtype or first.dtype).itemsize, runtime)
+        clip = clip_of(self.config, shape, dtype or first.dtype)
+        check_past(past, clip)
         sources = (piece[:, :, k : k + 1] for piece in _alike(pieces, first) for k in range(piece.shape[2]))
         options = {"device": device or first.device, "dtype": dtype, "park": park, "on_step": on_step}
-        return Stream(sources, plan, total=length, look_ahead=whole, **options)
+        total = frames if whole else None
+        look_ahead = whole and not goes_on
+        return Stream(sources, plan, total=total, look_ahead=look_ahead, past=past, clip=clip, **options)
 
     def encode_stream(
         self,

@@ -61,11 +61,11 @@ def _pairs(taps: torch.Tensor, axis: int) -> torch.Tensor:
     """Sum the three taps on `axis` to two, once for the odd pixel and once for the even one after it."""
     before, at, after = taps.unbind(axis)
     pairs = taps.new_empty(2, *taps.shape[:axis], 2, *taps.shape[axis + 1 :])
-    odd, even = pairs.unbind(0)
-    torch.add(before, at, out=odd.select(axis, 0))
+    odd, even = pairs[0], pairs[1]
+    odd.select(axis, 0).copy_(before).add_(at)
     odd.select(axis, 1).copy_(after)
     even.select(axis, 0).copy_(before)
-    torch.add(at, after, out=even.select(axis, 1))
+    even.select(axis, 1).copy_(at).add_(after)
     return pairs
 
 

@@ -12,6 +12,8 @@ from typing import NoReturn
 
 import torch
 
+from ..transfer import send
+from .past import Past
 from .tile_run import TileRun, block_rects
 from .tiling import LONG_WINDOW, TilePlan, halve
 
@@ -28,7 +30,12 @@ class Stream:
     sources: chunks of time for the first blocks, moved to `device` and `dtype` (default: their own) when they are
     run. park: device for the caches of waiting tiles (default: where they are). look_ahead: whether to fetch the next
     chunk before one is run, so that the last leaves no caches. on_step(done, total) is called after each latent frame
-    of each tile, in latent frames; total is None while the length is not known.
+    of each tile, in latent frames; total is None while the length is not known. past: of the stream that this one goes
+    on from. Its tiles stay, but whole frames are cut into those of the plan. clip: what the two have in common.
+
+    Several devices share the tiles if `plan.runtime.share` says so. Each runs a stream of the same sources and plan,
+    and one of them has the chunks. They agree on the work of a window before they exchange it, so one that splits its
+    tiles does so alone.
     """
 
     def __init__(
@@ -42,17 +49,23 @@ class Stream:
         total: int | None = None,
         look_ahead: bool = True,
         on_step: OnStep | None = None,
+        past: Past | None = None,
+        clip: tuple = (),
     ):
         before, tiled, after = plan.blocks
-        self.window, self.grid = plan.window, plan.grid
+        self.grid = plan.grid
         self.device, self.dtype, self.park = device, dtype, park or device
-        self.total, self.on_step, self.look_ahead = total, on_step, look_ahead
+        self.total, self.on_step, self.look_ahead, self.clip = total, on_step, look_ahead, clip
         self._sources = sources
         self._upcoming: deque[torch.Tensor] = deque()
         frame = plan.grid.frame
-        self._tiles = [TileRun(tiled, core, plan.runtime) for core in plan.cores]
-        self._before = TileRun(before, block_rects(tiled, frame)[0], plan.runtime)
-        self._after = TileRun(after, frame, plan.runtime)
+        begin, end = (None, None) if past is None else past.whole
+        self._before = TileRun(before, block_rects(tiled, frame)[0], plan.runtime, begin)
+        self._after = TileRun(after, frame, plan.runtime, end)
+        self._share, self._cores = plan.runtime.share, plan.cores
+        self._tiles = self._share.own(tile_runs(plan, past))
+        self._area = sum(tile.output_rect.area for tile in self._tiles)
+        self.window = LONG_WINDOW if past is not None and len(self._tiles) > 1 else plan.window
         self._filled, self._exhausted = False, False
         self._middle: list[torch.Tensor] = []  # inputs of the tiles in this window
         self._output: list[torch.Tensor] = []  # their outputs
@@ -73,6 +86,19 @@ class Stream:
             self._finish_window()
         return self._ready.popleft()
 
+    def past(self, park: torch.device | str | None = None) -> Past:
+        """Return the caches after the last chunk, for a stream that goes on with the clip. park: device for them.
+
+        Raise RuntimeError if a chunk is not finished, or if the end was known in advance (`look_ahead`), which leaves
+        no caches.
+        """
+        if self._ready or self._middle or self._before.busy or self._exhausted:
+            raise RuntimeError("No caches to go on from: take all chunks of a stream that was made without look_ahead.")
+        for run in (self._before, *self._tiles, self._after):
+            run.move_caches(park or self.park)
+        tiles = tuple((tile.output_rect, tuple(tile.caches)) for tile in self._tiles)
+        return Past(self.clip, (tuple(self._before.caches), tuple(self._after.caches)), tiles)
+
     def split(self, park: torch.device | str | None = None) -> None:
         """Halve every tile along its longer side, at its current progress.
 
@@ -90,11 +116,12 @@ class Stream:
         self.park = park or self.park
         for run in (self._before, *self._tiles, self._after):
             run.move_caches(self.park)
-        tiles = []
+        tiles: list[TileRun] = []
         for tile, parts in zip(self._tiles, halves, strict=True):
             tiles += [tile] if len(parts) == 1 else tile.cut(parts)
         self._tiles = tiles
-        self.window = max(self.window, LONG_WINDOW)
+        if self._share.size == 1:  # several devices exchange a window at a time, the same one
+            self.window = max(self.window, LONG_WINDOW)
 
     def _fill(self) -> None:
         """Run the first blocks on the frames of the next window."""
@@ -105,7 +132,7 @@ class Stream:
             self._middle.append(self._before.run())
             self._before.advance()
         self._park(self._before)
-        self._filled = True
+        self._filled = bool(self._middle)
 
     def _take(self) -> bool:
         """Start the first blocks on the next source chunk, if there is one."""
@@ -113,7 +140,7 @@ class Stream:
             self._upcoming.append(chunk)
         if not self._upcoming:
             return False
-        chunk = self._upcoming[0].to(device=self.device, dtype=self.dtype)
+        chunk = send(self._upcoming[0], self.device).to(dtype=self.dtype)
         self._upcoming.popleft()
         self._exhausted = self.look_ahead and not self._upcoming
         self._before.start(chunk, self._exhausted)
@@ -139,7 +166,7 @@ class Stream:
                 continue
             if tile is self._tiles[-1]:
                 self._middle[k] = self._middle[k].new_empty(0)  # no tile needs it any more
-            self._done += tile.output_rect.area / self.grid.frame.area
+            self._done += tile.output_rect.area / self._area
             if self.on_step is not None:
                 self.on_step(self._done, self.total)
         self._park(tile)
@@ -156,6 +183,7 @@ class Stream:
 
     def _finish_window(self) -> None:
         """Run the last blocks on the window's frames and clear it."""
+        self._output = self._share.gather(self._output, self._cores, self.grid.frame)
         self._after.move_caches(self.device)
         while self._after.finished < len(self._output):
             if not self._after.busy:
@@ -167,6 +195,15 @@ class Stream:
         for run in (self._before, *self._tiles, self._after):
             run.finished = 0
         self._middle, self._output, self._filled = [], [], False
+
+
+def tile_runs(plan: TilePlan, past: Past | None) -> list[TileRun]:
+    """Return the runs of the tiles: those of `plan`, or those of `past`, with whole frames cut into the plan's."""
+    blocks = plan.blocks[1]
+    if past is None:
+        return [TileRun(blocks, core, plan.runtime) for core in plan.cores]
+    tiles = [TileRun(blocks, core, plan.runtime, caches) for core, caches in past.tiles]
+    return tiles[0].cut(plan.cores) if len(tiles) == 1 < len(plan.cores) else tiles
 
 
 class Regroup:

@@ -31,14 +31,15 @@ def after_last_doubling(blocks: Sequence) -> int:
 class TileRun:
     """The run of `blocks` on one rectangle: its caches, and the chunk in progress.
 
-    After an exception inside a block, `run` can be called again and resumes at that block; `cut` moves the unfinished
-    work to smaller rectangles.
+    caches: of a run on the same rectangle that this one continues; None for a clip's beginning. After an exception
+    inside a block, `run` can be called again and resumes at that block; `cut` moves the unfinished work to smaller
+    rectangles.
     """
 
-    def __init__(self, blocks: Sequence, out: Rect, runtime: Runtime):
+    def __init__(self, blocks: Sequence, out: Rect, runtime: Runtime, caches: Sequence[Cache] | None = None):
         self.blocks, self.runtime = blocks, runtime
         self.rects = block_rects(blocks, out)
-        self.caches: list[Cache] = [None] * len(blocks)
+        self.caches: list[Cache] = [None] * len(blocks) if caches is None else list(caches)
         self.split_at = after_last_doubling(blocks)
         self.finished = 0  # chunks of the current window
         self._reset()

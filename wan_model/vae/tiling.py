@@ -68,7 +68,7 @@ class TilePlan:
     """How one encode or decode is tiled, and its cost.
 
     halo: the most latent pixels that a tile reads beyond its core (left, right, above, below). window: latent frames
-    that each tile runs through at a time. peak_bytes: the most memory held on the compute device, without weights.
+    that each tile runs through at a time. peak_bytes: the most memory held on a compute device, without weights.
     parked_bytes: tiles' caches that wait between windows, also held there unless parked elsewhere.
     """
 
@@ -182,12 +182,13 @@ def tile_plan(
     largest = _largest(grid, inputs)
     tile = run_costs(tiled, largest, chunks, runtime)
     output = [cost.output // largest.area * frame.area for cost in tile]  # of a whole frame
-    window = 1 if count == 1 else min(LONG_WINDOW, length or LONG_WINDOW)
+    each = -(-count // runtime.share.size)  # tiles of one device
+    window = 1 if each == 1 else min(LONG_WINDOW, length or LONG_WINDOW)
     on = length is None or length > window  # another window follows
     sources = [channels * chunk.frames * whole_in.area for chunk in chunks]
     middle = _in_window([cost.output for cost in first] if before else sources, window, on)
-    peak = (_peak if count > 1 else _peak_alone)(first, tile, last, middle, _in_window(output, window, on))
-    parked = first[-2].cache + last[-2].cache + count * tile[-2].cache if count > 1 and on else 0
+    peak = (_peak if each > 1 else _peak_alone)(first, tile, last, middle, _in_window(output, window, on))
+    parked = first[-2].cache + last[-2].cache + each * tile[-2].cache if each > 1 and on else 0
     return TilePlan(
         grid, _halo(grid, inputs, whole_in), window, peak * itemsize, parked * itemsize, blocks, chunks, runtime
     )

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from .families import WAN21, WAN22, Family
 
+CAUSAL = "causal_ar"  # in the header of a model that makes a clip in blocks of frames
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -50,7 +52,9 @@ class Variant:
     header's transformer config that tells it from a variant with the same weights. causal: whether it makes a clip in
     blocks of frames, each against a cache of the frames before. sampling: of a model that comes alone; experts: of a
     pair of experts, for a variant whose checkpoints may be one. own_frame_rate: of its training clips, where that is
-    not the family's.
+    not the family's. continues: how it is given the end of a clip that it goes on with: as its "image" latent, "held"
+    in the latent itself, a "history" of several frames too, as a "vace" context, as the motion before its "sound", or
+    in front of its "pose" video.
     """
 
     title: str
@@ -65,6 +69,7 @@ class Variant:
     sampling: Sampling = field(default_factory=Sampling)
     experts: Sampling | None = None
     own_frame_rate: int | None = None
+    continues: str | None = None
 
     @property
     def frame_rate(self) -> int:
@@ -92,7 +97,7 @@ VARIANTS = {
     ),
     "causal": Variant(
         "text to video in blocks of frames, causal",
-        mark=("causal_ar", True),
+        mark=(CAUSAL, True),
         causal=True,
         host=Host("WAN21_CausalAR", "WAN21_CausalAR_T2V", instead=Host()),
         sampling=Sampling(steps=4, guidance=1.0),
@@ -103,6 +108,7 @@ VARIANTS = {
         parts=frozenset({"clip"}),
         host=I2V,
         sampling=Sampling(shift=3.0, steps=40),
+        continues="image",
     ),
     "flf2v": Variant(
         "first and last frame to video",
@@ -110,6 +116,7 @@ VARIANTS = {
         parts=frozenset({"clip", "clip_positions"}),
         host=I2V,
         sampling=Sampling(shift=16.0),
+        continues="image",
     ),
     "vace": Variant(
         "VACE",
@@ -117,12 +124,14 @@ VARIANTS = {
         host=Host("WAN21_Vace", "WAN21_Vace", "vace"),
         sampling=Sampling(shift=16.0),
         experts=Sampling(shift=12.0, steps=40, guidance=4.0, boundary=0.875, low_noise_guidance=3.0),
+        continues="vace",
     ),
     "skyreels_df": Variant(
         "text and image to video, SkyReels-V2 Diffusion Forcing",
         parts=frozenset({"frame_rate"}),
         host=Host(model="WAN22"),  # whose timesteps follow the mask of held frames
         sampling=Sampling(shift=8.0, steps=30, guidance=6.0, frames=97),
+        continues="history",
     ),
     "animate": Variant(
         "pose and face video to video, Animate",
@@ -130,6 +139,7 @@ VARIANTS = {
         parts=frozenset({"clip", "animate"}),
         host=Host("WAN22_Animate", "WAN22_Animate", "animate"),
         sampling=Sampling(steps=20, guidance=1.0, frames=77),
+        continues="pose",
     ),
     "animate2": Variant(
         "pose video to video, Animate 2",
@@ -145,6 +155,7 @@ VARIANTS = {
         in_dim=36,
         host=I2V,
         experts=Sampling(shift=5.0, steps=40, guidance=3.5, boundary=0.900, low_noise_guidance=3.5),
+        continues="image",
     ),
     "fun_control": Variant(
         "control video to video, Fun",
@@ -179,6 +190,7 @@ VARIANTS = {
         parts=frozenset({"s2v"}),
         host=Host("WAN22_S2V", "WAN22_S2V", "s2v"),
         sampling=Sampling(shift=3.0, steps=40, guidance=4.5, frames=77),
+        continues="sound",
     ),
     "humo": Variant(
         "people from pictures and sound, HuMo 17B",
@@ -249,6 +261,7 @@ VARIANTS = {
         in_dim=48,
         host=Host("WAN22", "WAN22_T2V", image_to_video=True),
         sampling=Sampling(frames=121),
+        continues="held",
     ),
 }
 

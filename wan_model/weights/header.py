@@ -80,24 +80,34 @@ def file_format(path: Path) -> str:
 
 
 def read_header(path: Path) -> Header:
-    """Return the header of a safetensors file (see `file_format`), checked.
+    """Return the header of a safetensors file (see `file_format`), checked as `parse_header` does.
 
-    Every dtype is known, every shape fills its bytes, and the tensors cover the rest of the file without gap or
-    overlap. Raise CheckpointError otherwise.
+    Raise CheckpointError where that does, and for a file that ends in its header.
     """
     size = path.stat().st_size
     length = struct.unpack("<Q", _read(path, 0, 8))[0]
     if 8 + length > size:
         raise truncated(path, 8 + length, size)
+    return parse_header(path, _read(path, 8, length), size)
+
+
+def parse_header(path: Path, text: bytes, size: int) -> Header:
+    """Return the header `text`, JSON, of a safetensors file of `size` bytes. path: names it in messages, is not opened.
+
+    Every dtype is known, every shape fills its bytes, and the tensors cover the rest of the file without gap or
+    overlap. Raise CheckpointError otherwise.
+    """
     try:
-        entries = json.loads(_read(path, 8, length))
+        entries = json.loads(text)
     except (ValueError, RecursionError):
-        raise corrupt(path, "its header is not valid JSON") from None
+        entries = None
+    if not isinstance(entries, dict):
+        raise corrupt(path, "its header is not valid JSON")
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise corrupt(path, "the metadata in its header is not text")
     spans = {name: _span(path, name, entry) for name, entry in entries.items()}
-    _check_cover(path, spans, size - 8 - length)
+    _check_cover(path, spans, 8 + len(text), size)
     return Header({name: _meta_tensor(path, name, entries[name], spans[name]) for name in spans}, metadata)
 
 
@@ -141,15 +151,14 @@ def _span(path: Path, name: str, entry: object) -> tuple[int, int]:
     return span[0], span[1]
 
 
-def _check_cover(path: Path, spans: dict[str, tuple[int, int]], data_size: int) -> None:
-    end, before = 0, "the header"
+def _check_cover(path: Path, spans: dict[str, tuple[int, int]], offset: int, size: int) -> None:
+    end, before, data_size = 0, "the header", size - offset
     for name, span in sorted(spans.items(), key=lambda item: item[1]):
         if span[0] != end:
             raise corrupt(path, f"tensor {name[:80]!r} starts at byte {span[0]} where {before[:80]!r} ends at {end}")
         end, before = span[1], name
     if end > data_size:
-        offset = path.stat().st_size - data_size
-        raise truncated(path, offset + end, offset + data_size)
+        raise truncated(path, offset + end, size)
     if end < data_size:
         raise corrupt(path, f"its tensors fill {end} of {data_size} bytes")
 

@@ -6,9 +6,13 @@ weights suggest (`comfy/model_detection.py`, Wan). Some models differ from a pla
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import NamedTuple, TypeGuard
 
+from ..solvers import SAMPLERS
 from ..variants import VARIANTS
+from ..variants.distilled import Preset
+from ..variants.rollout import Rollout
 
 # Values of model_type that official files, trainers and diffusers write for the models that this pack runs.
 KNOWN_TYPES = frozenset({*VARIANTS, *(row.host.type for row in VARIANTS.values()), "t2v_a14b"})
@@ -17,6 +21,8 @@ PLAIN_TYPES = frozenset({"t2v", "i2v", "vace"})  # the weights tell these themse
 MARKS = frozenset().union(*(row.marks for row in VARIANTS.values())) - PLAIN_TYPES
 NAMES = {"flow_rvs": "a FlowRVS model built on Wan"}  # marks of models that this pack does not run
 
+ROLLOUT = "rollout"  # key of a header: how a causal model is run in blocks
+SAMPLING = "sampling"  # key of a header: how the model is sampled
 LATENT_RGB = "latent_rgb"  # key of a header
 LARGEST = 1e3  # of the numbers under it
 
@@ -47,6 +53,55 @@ def read_latent_rgb(metadata: Mapping[str, str], channels: int) -> tuple[LatentR
         return found, ()
     wanted = f"{channels} x 3 factors and 3 biases, finite numbers"
     return None, (f"the {LATENT_RGB} in its header is not {wanted}: previews are in the colours of other models.",)
+
+
+def read_rollout(metadata: Mapping[str, str]) -> tuple[Rollout | None, tuple[str, ...]]:
+    """Return how the header of a causal model says that it is run in blocks, or None; and notes on why not.
+
+    It is a JSON text under `ROLLOUT`: {"block": 1, "window": 8, "sink": 1, "near_sink": true, "context_noise": 0.15},
+    of which what is left out is as `Rollout` has it.
+    """
+    if ROLLOUT not in metadata:
+        return None, ()
+    try:
+        given = json.loads(metadata[ROLLOUT])
+        kinds = {field.name: type(field.default) for field in fields(Rollout)}
+        if all(_is_a(value, kinds[name]) for name, value in given.items()):
+            return Rollout(**given), ()
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    return None, (f"the {ROLLOUT} in its header cannot be read: it is run as its name tells.",)
+
+
+def read_sampling(metadata: Mapping[str, str]) -> tuple[Preset | None, tuple[str, ...]]:
+    """Return how the header of a model says that it is sampled, or None; and notes on why not.
+
+    It is a JSON text under `SAMPLING`: {"solver": "unipc", "steps": 8, "shift": 3.0, "guidance": 2.5}.
+    """
+    if SAMPLING not in metadata:
+        return None, ()
+    try:
+        given = json.loads(metadata[SAMPLING])
+        solver, steps, shift, guidance = (given[name] for name in ("solver", "steps", "shift", "guidance"))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        solver = steps = shift = guidance = None
+    numbers = _is_a(steps, int) and _is_a(shift, float) and _is_a(guidance, float)
+    if (
+        isinstance(solver, str)
+        and solver in SAMPLERS
+        and numbers
+        and 1 <= steps <= 1000
+        and 0 < shift <= 100
+        and 1 <= guidance <= 30
+    ):
+        about = f"The file's own settings: {steps} steps, guidance {guidance:g}, shift {shift:g}, {solver}."
+        guidances = (float(guidance), float(guidance))
+        return Preset("of the file", about, solver, steps, float(shift), "the file's header", guidance=guidances), ()
+    return None, (f"the {SAMPLING} in its header cannot be read: it is sampled as its name tells.",)
+
+
+def _is_a(value: object, kind: type) -> bool:
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def _is_colour(value: object) -> bool:

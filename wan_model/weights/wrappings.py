@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 WRAPPERS = frozenset(
     ("_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_orig_mod", "_forward_module", "module")
 )
+CAUSAL = re.compile(r"(^|\.)(generator_ema\.|generator\.model\.)")  # how Self-Forcing and its kin save their models
 AVERAGED = frozenset(("ema", "average", "averaged", "shadow"))
 ASIDE = frozenset(  # names of what a trainer saves beside the model
     ("critic", "discriminator", "teacher", "fake", "real", "optimizer", "optim", "optimizers", "scheduler", "loss")
@@ -58,6 +59,11 @@ def is_aside(name: str) -> bool:
 def is_averaged(prefix: str) -> bool:
     """Return whether a prefix names weights averaged over training (EMA)."""
     return bool(_words(prefix) & AVERAGED)
+
+
+def is_causal(prefix: str) -> bool:
+    """Return whether a prefix names what the trainers of Self-Forcing save: for text to video, a causal model."""
+    return CAUSAL.search(prefix) is not None
 
 
 def _rank(prefix: str) -> int:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, layer_norm, leaky_relu, pad, silu
 
+from ...transfer import send
+
 SIDE = 512  # pixels of a face
 WIDTHS = (32, 64, 128, 256, 512, 512, 512, 512)  # channels at each halving of the side
 MOTION = 512  # channels of a motion
@@ -42,7 +44,7 @@ class Blur(nn.Module):
 
     def forward(self, x: Tensor, padding: int, stride: int = 1) -> Tensor:
         """x (N, C, H, W) -> (N, C, H', W'), with `padding` zeros on each side, every `stride`-th pixel."""
-        line = torch.tensor(BLUR, dtype=x.dtype, device=x.device) / sum(BLUR)
+        line = send(torch.tensor(BLUR, dtype=x.dtype), x.device) / sum(BLUR)
         kernel = torch.outer(line, line).expand(x.shape[1], 1, -1, -1)
         return conv2d(x, kernel, stride=stride, padding=padding, groups=x.shape[1])
 

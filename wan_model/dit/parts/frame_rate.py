@@ -41,6 +41,6 @@ class FrameRate(Part):
 
     def prepare(self, network, draft):
         """Add the embedding of `frame_rate`, one of `RATES`, to what each block is modulated by."""
-        number = torch.tensor(RATES.index(draft.given.get("frame_rate", DEFAULT)), device=draft.x.device)
+        number = torch.full((), RATES.index(draft.given.get("frame_rate", DEFAULT)), device=draft.x.device)
         added = network.fps_projection(network.fps_embedding(number).float()).unflatten(0, (1, 1, 6, -1))
         draft.before_block.append(lambda index, block, inputs: replace(inputs, e=inputs.e + added))

@@ -20,7 +20,7 @@ from ..config import HEAD_DIM
 from ..cost import clip_tokens
 from ..layers import Block, BlockInputs
 from ..rope import grid_positions
-from ..sequence import Draft, to_tokens
+from ..sequence import Draft, Sequence, to_tokens
 from .base import Part, check_pose
 from .clip import ONE_IMAGE
 
@@ -84,17 +84,27 @@ class Branch:
         latents = network.pad_to_patch(_once(given["pose_latents"]).to(draft.x))
         known = torch.ones_like(latents[:, : network.config.in_dim - 2 * latents.shape[1]])
         embedded = network.patch_embedding(torch.cat((latents, known, latents), dim=1))
-        streams = (to_tokens(embedded), *self._context(network, draft))
-        batch = max(stream.shape[0] for stream in streams if stream is not None)
-        self.tokens, self.context, self.image_context = (
-            stream if stream is None else stream.expand(batch, -1, -1) for stream in streams
+        read = self._context(network, draft)
+        batch = max(len(stream) for stream in (embedded, *read) if stream is not None)
+        self.context, self.image_context = (
+            stream if stream is None else stream.expand(batch, -1, -1) for stream in read
         )
         self.strength = given.get("pose_strength", 1.0)
         self.time = network.embed_time(torch.full_like(draft.t[:1, :1], TIME))
         self.e = network.time_projection(self.time).unflatten(-1, (6, -1))
         grid = tuple(embedded.shape[2:])
         places = grid_positions(grid, shift=(1.0, 0.0, float(grid[2])))  # beside the clip, without its scale and shift
-        self.rope = draft.runtime.kernels.rope_table((places,), HEAD_DIM, draft.x.device)
+        tokens, share = to_tokens(embedded).expand(batch, -1, -1), draft.runtime.share
+        whole = Sequence(
+            rope=draft.runtime.kernels.rope_table((places,), HEAD_DIM, draft.x.device),
+            times=draft.t[:1, :1],
+            counts=None,
+            clip=slice(0, tokens.shape[1]),
+            clip_rows=slice(0, 1),
+            groups=(grid[1] * grid[2],) * grid[0],
+        )
+        self.tokens, self.exchange = share.shard(tokens, whole), share.exchange(whole)
+        self.rope = share.sequence(whole).rope
 
     @staticmethod
     def _context(network, draft: Draft) -> tuple[Tensor, Tensor | None]:
@@ -115,6 +125,7 @@ class Branch:
 
         changed = {"e": self.e, "rope": self.rope, "context": self.context, "image_context": self.image_context}
         changed |= {"time": self.time, "counts": None, "after_text": (), "attention": attention}
+        changed |= {"exchange": self.exchange}
         self.tokens = block(self.tokens, replace(inputs, **changed))
         k, v = seen
         return k, v if self.strength == 1 else v * self.strength

@@ -159,14 +159,13 @@ class SoundToVideo(Part):
         audio, frames = draft.given["audio"].to(draft.x), draft.grid[0]
         tokens, overall = (heard[:, -frames:] for heard in network.casual_audio_encoder(audio, SOUND_BEFORE))
         numbers, runtime = {block: number for number, block in enumerate(self.blocks)}, draft.runtime
-        first = draft.front_tokens
-        last = first + draft.clip[0, 0].numel()
 
         def after(index: int, x: Tensor) -> Tensor:
             if index not in numbers:
                 return x
-            clip = network.audio_injector(numbers[index], x[:, first:last], tokens, overall, runtime)
-            return torch.cat((x[:, :first], clip, x[:, last:]), dim=1)
+            place = draft.held.clip
+            clip = network.audio_injector(numbers[index], x[:, place], tokens, overall, runtime)
+            return torch.cat((x[:, : place.start], clip, x[:, place.stop :]), dim=1)
 
         draft.after_block.append(after)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -70,19 +71,24 @@ class Vace(Part):
             return
         clip = to_tokens(draft.clip)
         controls = [to_tokens(network.vace_patch_embedding(network.pad_to_patch(c))) for c in contexts]
-        controls = [network.vace_blocks[0].start(c, clip) for c in controls]
-        blocks = dict(zip(self.layers, network.vace_blocks, strict=True))
+        stack = iter(draft.runtime.lend(network.vace_blocks))
+        first = next(stack)
+        blocks = chain([first], stack)
+        controls = [first.start(c, clip) for c in controls]
         shared: list[BlockInputs] = []
 
         def before(index, block, inputs):
+            if not shared:
+                controls[:] = [draft.runtime.share.shard(control, draft.whole) for control in controls]
             shared[:] = [inputs]
             return inputs
 
         def after(index, x):
-            if index in blocks:
-                controls[:] = [blocks[index](c, shared[0]) for c in controls]
+            if index in self.layers:
+                block = next(blocks)
+                controls[:] = [block(c, shared[0]) for c in controls]
                 for control, scale in zip(controls, scales, strict=True):
-                    x = torch.add(x, blocks[index].after_proj(control), alpha=scale)
+                    x = torch.add(x, block.after_proj(control), alpha=scale)
             return x
 
         draft.before_block.append(before)

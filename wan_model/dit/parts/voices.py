@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from ...transfer import send
 from ...variants import PATCH, TIME_STRIDE
 from ..attention import Attention
 from ..layers import Block, BlockInputs, Piece, by_pieces
 from ..rope import THETA
 from ..runtime import Runtime
+from ..sequence import BeforeBlock, Draft
 from .base import Part
 from .sound import check_heard, frame_attention, sound_attention
 
@@ -70,7 +71,7 @@ def hear(block: Block, x: Tensor, voices: Tensor, places: Tensor | None, runtime
     layer, attention = block.audio_cross_attn, sound_attention(runtime)
     k, v = layer.kv_linear(voices).chunk(2, dim=-1)
     if places is not None:
-        halves = torch.tensor([sum(place) / 2 for place in PLACES], device=x.device)
+        halves = send(torch.tensor([sum(place) / 2 for place in PLACES]), x.device)
         of_keys = halves.repeat_interleave(k.shape[2] // PEOPLE).expand(k.shape[:3])  # (B, F, m)
         k = turn(k, of_keys, layer.heads)
 
@@ -187,7 +188,7 @@ class Voices(Part):
         places: list[Tensor | None] = [None]  # of the tokens, in the block that runs
         if audio.shape[1] == PEOPLE:
             masks = _regions(draft.given["masks"].to(draft.x.device), draft.grid)
-            draft.before_block.append(_watch(masks, places))
+            draft.before_block.append(_watch(masks, places, draft, network.config.heads))
 
         def after_text(block: Block, x: Tensor) -> Tensor:
             return hear(block, x, voices, places[0], runtime)
@@ -216,15 +217,20 @@ def _regions(masks: Tensor, grid: tuple[int, int, int]) -> Tensor:
     return regions
 
 
-def _watch(masks: Tensor, places: list) -> Callable[[int, Block, BlockInputs], BlockInputs]:
-    """Return a function to run before a block, which has `places` hold where its self-attention sees each token."""
+def _watch(masks: Tensor, places: list, draft: Draft, heads: int) -> BeforeBlock:
+    """Return a function to run before a block, which has `places` hold where its self-attention sees each token.
+
+    heads: of the network.
+    """
+    share = draft.runtime.share
 
     def before(index: int, block: Block, inputs: BlockInputs) -> BlockInputs:
         attend: Attention = inputs.attention
 
-        def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-            places[0] = place(look(q, k, masks, heads))
-            return attend(q, k, v, heads)
+        def attention(q: Tensor, k: Tensor, v: Tensor, own_heads: int) -> Tensor:
+            seen = place(share.mean_over_heads(look(q, k, masks, own_heads), heads))
+            places[0] = share.shard(seen.unsqueeze(-1), draft.whole).squeeze(-1)
+            return attend(q, k, v, own_heads)
 
         return replace(inputs, attention=attention)
 

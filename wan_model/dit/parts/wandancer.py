@@ -5,12 +5,13 @@ Follows `WanDancerModel` of ComfyUI, the only public code.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, interpolate, layer_norm
+from torch.nn.functional import gelu, interpolate
 
 from ...variants import PATCH
 from ..config import PATCH_AREA
@@ -62,19 +63,17 @@ class MusicInjector(nn.Module):
 
     def __init__(self, config, count, ops, **factory):
         super().__init__()
-        self.eps = config.eps
         self.injector: Any = nn.ModuleList(  # torch types its items as plain modules
             CrossAttention(config.dim, config.heads, config.eps, ops, **factory) for _ in range(count)
         )
 
-    def forward(self, number: int, x: Tensor, music: Tensor, attention) -> Tensor:
-        """Return the attention of the clip's tokens x (B, L, dim) to music (B, n, dim): each n-th of L to one token."""
-        batch, count = music.shape[:2]
+    def forward(self, number: int, music: Tensor) -> Tensor:
+        """Return what attention to each token of music (B, n, dim) alone gives, whatever the query: (B, n, dim).
+
+        The softmax of a single score is 1, so that only the values count.
+        """
         layer = self.injector[number]
-        normed = layer_norm(x, x.shape[-1:], eps=self.eps).unflatten(1, (count, -1)).flatten(0, 1)  # (B n, L / n, dim)
-        token = music.flatten(0, 1).unsqueeze(1)  # (B n, 1, dim)
-        added = layer(normed, [(layer.norm_k(layer.k(token)), layer.v(token))], attention)
-        return added.unflatten(0, (batch, count)).flatten(1, 2)
+        return layer.o(layer.v(music))
 
 
 @dataclass(frozen=True)
@@ -155,16 +154,18 @@ class WanDancer(Part):
         return interpolate(x.unsqueeze(1), size=size, mode="bilinear").squeeze(1)
 
     def inject(self, network, draft, music: Tensor, scale: float) -> None:
-        """Let the clip attend to `music` after the blocks of `INJECTED`."""
-        injectors, start = dict(zip(INJECTED, range(self.injectors), strict=False)), draft.front_tokens
-        count, attention = draft.grid[0] * draft.grid[1] * draft.grid[2], draft.runtime.attention
+        """Let the clip attend to `music` (B, n, dim), each n-th of it to one token, after the blocks of `INJECTED`."""
+        injectors = dict(zip(INJECTED, range(self.injectors), strict=False))
+        at_token = math.prod(draft.grid) // music.shape[1]
 
         def after(index, x):
             if index not in injectors:
                 return x
-            clip = x[:, start : start + count]
-            added = network.music_injector(injectors[index], clip, music, attention)
-            return torch.cat((x[:, :start], clip.add(added, alpha=scale), x[:, start + count :]), dim=1)
+            clip, whole = draft.held.clip, draft.whole
+            numbers = (torch.arange(sum(whole.groups), device=x.device) - whole.clip.start) // at_token
+            heard = draft.runtime.share.shard(numbers.view(1, -1, 1), whole)[0, clip, 0]  # the music of each token
+            added = network.music_injector(injectors[index], music)[:, heard]
+            return torch.cat((x[:, : clip.start], x[:, clip].add(added, alpha=scale), x[:, clip.stop :]), dim=1)
 
         draft.after_block.append(after)
 
