@@ -5,7 +5,8 @@ Abilities are probed, not versions, and names are looked up in the call: a newer
 
 import dataclasses
 import inspect
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import comfy.ldm.wan.model as wan
 import comfy.model_base
@@ -85,6 +86,21 @@ def free_memory(device: torch.device) -> int:
     """Return the free bytes on `device`; a newer host adds the weights that its dynamic patchers can unload."""
     of_patcher = getattr(comfy.model_patcher.ModelPatcher, "get_free_memory", None)  # reads nothing of the patcher
     return int(of_patcher(None, device) if of_patcher else comfy.model_management.get_free_memory(device))
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Keep the host from raising where the user has cancelled: its operations ask for themselves, each on its own.
+
+    `processing_interrupted` still tells. It holds for the whole process, so it must be short.
+    """
+    management, name = comfy.model_management, "throw_exception_if_processing_interrupted"
+    raising = getattr(management, name)
+    setattr(management, name, lambda: None)
+    try:
+        yield
+    finally:
+        setattr(management, name, raising)
 
 
 def on_device(device: torch.device) -> AbstractContextManager:

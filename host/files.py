@@ -28,14 +28,29 @@ def names(folder: str) -> list[str]:
 def path(folder: str, name: str) -> str:
     """Return the full path of `name`, a file in the host's model folder `folder`.
 
-    Raise ValueError for a name that is not in the list, so that no path outside the host's folders is ever opened.
+    Raise ValueError for a name that is not in the list, so that no path outside the host's folders is ever opened, and
+    for a link whose file is gone.
     """
     if name not in _listed(folder):
         raise ValueError(
             f"'{name}' is not in the models/{folder} folder: put the file there and press R in the editor, or choose "
             "another one."
         )
-    return folder_paths.get_full_path_or_raise(folder, name)
+    found = folder_paths.get_full_path(folder, name)
+    if found is None:
+        raise ValueError(
+            f"'{name}' in the models/{folder} folder is a link to a file that is not there: connect the drive that it "
+            "is on, or choose another one."
+        )
+    return found
+
+
+def name(folder: str, path: str) -> str:
+    """Return the name of the file `path` in the host's model folder `folder`; raise ValueError if it is in none."""
+    for base in folder_paths.get_folder_paths(folder):
+        if Path(path).is_relative_to(base):
+            return str(Path(path).relative_to(base))
+    raise ValueError(f"{path} is in no models/{folder} folder of ComfyUI: put the file there.")
 
 
 def _listed(folder: str) -> list[str]:

@@ -4,16 +4,19 @@ from comfy_api.latest import ComfyExtension, io
 
 from .clip_vision import WanClipVision, WanClipVisionLoader
 from .conditioning import WanConditioning
+from .continuation import WanContinue
 from .info import WanModelInfo
 from .latent import WanEmptyLatent
 from .loaders import WanModelLoader, WanVAELoader
 from .lora import WanLoraLoader
+from .parallel import WanParallel, WanParallelVAE
 from .patches import WanGuidance, WanStepCache
 from .sampler import WanSampler
+from .stream import WanStream
 from .text import WanTextEncode, WanTextEncoderLoader
 from .vace import WanVACE
 from .vae import WanVAEDecode, WanVAEEncode
-from .video import WanVAEDecodeToVideo
+from .video import WanVAEDecodePart, WanVAEDecodeToVideo
 
 
 class WanExtension(ComfyExtension):
@@ -30,12 +33,17 @@ class WanExtension(ComfyExtension):
             WanClipVision,
             WanConditioning,
             WanVACE,
+            WanContinue,
             WanEmptyLatent,
             WanModelInfo,
             WanStepCache,
             WanGuidance,
+            WanParallel,
+            WanParallelVAE,
             WanSampler,
+            WanStream,
             WanVAEEncode,
             WanVAEDecode,
             WanVAEDecodeToVideo,
+            WanVAEDecodePart,
         ]

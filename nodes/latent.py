@@ -9,15 +9,22 @@ from ..wan_model import geometry
 from .search import aliases
 
 
+def side_inputs() -> list[io.Int.Input]:
+    """Return the widgets for the size of a new clip or video."""
+    side = {"min": geometry.MIN_SIDE, "max": geometry.MAX_SIDE, "step": 16}
+    return [
+        io.Int.Input("width", default=832, tooltip="Width in pixels.", **side),
+        io.Int.Input("height", default=480, tooltip="Height in pixels.", **side),
+    ]
+
+
 def size_inputs() -> list[io.Int.Input]:
     """Return the widgets of every node that begins a new clip."""
     length_tip = "Number of frames, 4n+1: 81 is 5 seconds at 16 frames per second, 1 is a still image."
     batch_tip = "Clips sampled at once, each from its own noise."
-    side, frames = {"min": 16, "max": geometry.MAX_SIDE, "step": 16}, {"min": 1, "max": geometry.MAX_LENGTH, "step": 4}
     return [
-        io.Int.Input("width", default=832, tooltip="Width in pixels.", **side),
-        io.Int.Input("height", default=480, tooltip="Height in pixels.", **side),
-        io.Int.Input("length", default=81, tooltip=length_tip, **frames),
+        *side_inputs(),
+        io.Int.Input("length", default=81, min=1, max=geometry.MAX_LENGTH, step=4, tooltip=length_tip),
         io.Int.Input("batch_size", default=1, min=1, max=64, tooltip=batch_tip),
     ]
 

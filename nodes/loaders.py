@@ -14,10 +14,13 @@ VAE_DTYPES = ("auto", *precision.FLOATS)
 FOLDER, NONE = "diffusion_models", "none"
 
 
-def validate(folder: str, name: str, kinds: tuple[str, ...], node: str):
-    """Return True, or the error for the editor if `name` is not a file of one of `kinds`; only the header is read."""
+def validate(folder: str, name: str, kinds: tuple[str, ...], node: str, causal: bool | None = None):
+    """Return True, or the error for the editor if `name` is not a file of one of `kinds`; only the header is read.
+
+    causal: as in `checkpoint.inspect`.
+    """
     try:
-        precision.expect(files.path(folder, name), kinds, node)
+        precision.expect(files.path(folder, name), kinds, node, causal)
     except ValueError as error:
         return str(error)
     return True
@@ -70,22 +73,37 @@ class WanModelLoader(io.ComfyNode):
                     tooltip="Compiles the transformer blocks with torch.compile: the first step takes a minute longer, "
                     "later ones are faster. Needs Triton on a GPU; if it does not work, the log says why.",
                 ),
+                io.Combo.Input(
+                    "causal",
+                    options=list(host_model.CAUSAL),
+                    default="auto",
+                    optional=True,
+                    tooltip="Whether the network is a causal one, which makes a clip in blocks of frames "
+                    "(Self-Forcing, LongLive). auto reads it from the file. Choose causal for such a file that does "
+                    "not say so.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model, for WanSampler, KSampler, LoRA loaders and patches.")],
         )
 
     @classmethod
-    def validate_inputs(cls, model_name, vace_name=NONE):
-        valid = validate(FOLDER, model_name, checkpoint.DIT, "WanModelLoader")
-        if valid is True and vace_name != NONE:
-            return validate(FOLDER, vace_name, checkpoint.VACE_MODULE, "vace_name of WanModelLoader")
-        return valid
+    def validate_inputs(cls, model_name):
+        """Return True, or the error for the editor, which the host repeats for each input that is named here.
+
+        Whether the file can be a causal model, if it must, is found when it is loaded.
+        """
+        return validate(FOLDER, model_name, checkpoint.DIT, "WanModelLoader", causal=False)
 
     @classmethod
-    def execute(cls, model_name, weight_dtype, vace_name=NONE, attention="auto", compile_blocks=False) -> io.NodeOutput:
+    def execute(
+        cls, model_name, weight_dtype, vace_name=NONE, attention="auto", compile_blocks=False, causal="auto"
+    ) -> io.NodeOutput:
+        if causal not in host_model.CAUSAL:
+            raise ValueError(f"There is no choice {causal!r} of causal: choose one of {', '.join(host_model.CAUSAL)}.")
         vace_path = None if vace_name == NONE else files.path(FOLDER, vace_name)
         path = files.path(FOLDER, model_name)
-        return io.NodeOutput(host_model.load(path, weight_dtype, vace_path, attention, compile_blocks))
+        is_causal = host_model.CAUSAL[causal]
+        return io.NodeOutput(host_model.load(path, weight_dtype, vace_path, attention, compile_blocks, is_causal))
 
 
 class WanVAELoader(io.ComfyNode):

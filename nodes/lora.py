@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..host import files
 from ..host.messages import say
 from ..host.model import lora as host_lora
+from ..host.observe import preview, report
 from .search import aliases
 
 FOLDER, NONE = "loras", "none"
@@ -59,7 +60,8 @@ class WanLoraLoader(io.ComfyNode):
         for slot in SLOTS:
             name, strength = slots[f"lora_{slot}"], slots[f"strength_{slot}"]
             if name != NONE and strength != 0:
-                model, report = host_lora.apply(model, files.path(FOLDER, name), strength)
-                reports.append(str(report))
-        say(cls.hidden.unique_id, "\n".join(reports) or "no LoRA")
+                model, found = host_lora.apply(model, files.path(FOLDER, name), strength)
+                reports.append(found)
+        say(cls.hidden.unique_id, "\n".join(map(str, reports)) or "no LoRA")
+        report.send(preview.where(), loras=[found.counts() for found in reports])
         return io.NodeOutput(model)

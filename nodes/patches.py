@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..host.observe import preview
 from ..host.sampling import guidance, step_cache
 from .inputs import fraction
 from .search import aliases
@@ -43,7 +44,7 @@ class WanStepCache(io.ComfyNode):
     @classmethod
     def execute(cls, model, criterion, budget, start_percent, end_percent) -> io.NodeOutput:
         settings = step_cache.Settings(criterion, budget, start_percent, end_percent)
-        return io.NodeOutput(step_cache.apply(model, settings))
+        return io.NodeOutput(step_cache.apply(model, settings, preview.where()))
 
 
 class WanGuidance(io.ComfyNode):

@@ -45,15 +45,19 @@ def schedule_inputs() -> list:
             control_after_generate=True,
             tooltip="Seed of the noise: the same seed and settings give the same clip.",
         ),
-        io.Float.Input(
-            "denoise",
-            default=1.0,
-            min=0.01,
-            max=1.0,
-            step=0.01,
-            tooltip="1 samples a new clip. Lower values start from the connected clip: 0.3 changes it little.",
-        ),
     ]
+
+
+def denoise_input() -> io.Float.Input:
+    """Return the input for how much of a connected clip is sampled anew."""
+    return io.Float.Input(
+        "denoise",
+        default=1.0,
+        min=0.01,
+        max=1.0,
+        step=0.01,
+        tooltip="1 samples a new clip. Lower values start from the connected clip: 0.3 changes it little.",
+    )
 
 
 def expert_inputs() -> list:
@@ -85,17 +89,22 @@ def expert_inputs() -> list:
     ]
 
 
+def preset_input(default: str) -> io.Combo.Input:
+    """Return the input for the settings of a distilled model."""
+    return io.Combo.Input(
+        "preset",
+        options=list(presets.CHOICES),
+        default=default,
+        optional=True,
+        tooltip="The authors' settings for a model or LoRA distilled to few steps; they replace steps, guidance, "
+        "shift and solver. auto takes the one that fits the file names, and changes nothing where none does.",
+    )
+
+
 def few_step_inputs() -> list:
     """Return the inputs for presets, explicit sigmas and parts of a schedule."""
     return [
-        io.Combo.Input(
-            "preset",
-            options=list(presets.CHOICES),
-            default=presets.NONE,
-            optional=True,
-            tooltip="The authors' settings for a model or LoRA distilled to few steps; they replace steps, guidance, "
-            "shift and solver. auto takes the one that fits the file names, and changes nothing where none does.",
-        ),
+        preset_input(presets.NONE),
         io.Sigmas.Input(
             "sigmas",
             optional=True,
@@ -140,7 +149,8 @@ class WanSampler(io.ComfyNode):
             category="Wan/sampling",
             **aliases(
                 *("ksampler", "ksampler advanced", "unipc", "dpm++", "euler", "lcm", "res_multistep", "video to video"),
-                *("high noise low noise", "lightx2v", "lightning", "4 steps", "few steps"),
+                *("high noise low noise", "lightx2v", "lightning", "few steps"),
+                *("wan 2.2 i2v 4 steps", "wan 2.2 t2v 4 steps", "wan 2.1 t2v 4 steps", "wan 2.1 i2v 4 steps"),
             ),
             description="Samples a clip with the official solvers and noise schedule of Wan.",
             inputs=[
@@ -154,6 +164,7 @@ class WanSampler(io.ComfyNode):
                 ),
                 io.Latent.Input("latent", tooltip="An empty latent, or an encoded clip (with denoise below 1)."),
                 *schedule_inputs(),
+                denoise_input(),
                 *expert_inputs(),
                 *few_step_inputs(),
             ],
@@ -179,13 +190,15 @@ class WanSampler(io.ComfyNode):
         **_,
     ) -> presets.Choice:
         """Return the preset choice for these inputs of the node."""
-        names = []
+        names, told = [], None
         for socket, found in (("model", model), ("low_noise_model", low_noise_model)):
             if found is not None:
                 names += presets.file_names(found)
                 names += presets.names_upstream(cls.hidden.prompt, cls.hidden.unique_id, socket)
+        if low_noise_model is None:
+            told = presets.told_by_model(model, names)
         widgets = presets.Settings(steps, guidance, low_noise_guidance, shift, solver, sigmas)
-        return presets.Choice(preset, widgets, names, low_noise_model is not None)
+        return presets.Choice(preset, widgets, names, low_noise_model is not None, told)
 
     @classmethod
     def stages(cls, choice: presets.Choice, model, low_noise_model=None, boundary=0.0, **_) -> list[Expert]:

@@ -6,6 +6,7 @@ from ..host import files
 from ..host.encoders import clip as host_clip
 from ..wan_model import checkpoint
 from ..wan_model.variants import NEGATIVE_PROMPT
+from .inputs import prompt
 from .loaders import validate
 from .search import aliases
 
@@ -62,20 +63,15 @@ class WanTextEncode(io.ComfyNode):
             ),
             inputs=[
                 io.Clip.Input("clip", tooltip="umT5, from WanTextEncoderLoader or from CLIPLoader with type wan."),
-                io.String.Input(
+                prompt(
                     "positive",
-                    multiline=True,
-                    dynamic_prompts=True,
-                    default="",
-                    tooltip="What the clip shows, in English or Chinese: subject, motion, scene, camera, style.",
+                    "What the clip shows, in English or Chinese: subject, motion, scene, camera, style.",
                 ),
-                io.String.Input(
+                prompt(
                     "negative",
-                    multiline=True,
-                    dynamic_prompts=True,
-                    default=NEGATIVE_PROMPT,
-                    tooltip="What the clip must not show. The default is the official one: garish colours, stillness, "
+                    "What the clip must not show. The default is the official one: garish colours, stillness, "
                     "overexposure, blur, subtitles, deformed hands and faces. Guidance 1 ignores it.",
+                    NEGATIVE_PROMPT,
                 ),
             ],
             outputs=[

@@ -127,3 +127,34 @@ def context_mask(clip: Clip, mask) -> torch.Tensor:
     frames = (frame for piece in pieces_of(clip, mask, 1, 1.0) for frame in piece[0, 0])
     kept = torch.stack([frame.cpu() for index, frame in enumerate(frames) if index in picked])  # (T, H, W)
     return rearrange(kept, "t (h p) (w q) -> 1 (p q) t h w", p=SQUARE, q=SQUARE)
+
+
+def pictures_of(frames: torch.Tensor, mask: torch.Tensor) -> int:
+    """Return how many reference pictures a context (B, 32, T, h, w) with its mask (B, 64, T, h, w) begins with.
+
+    What is to be generated of a picture is zero for the model, which no video is, and its mask is 0.
+    """
+    nothing = comfy.latent_formats.Wan21().process_out(torch.zeros_like(frames[:1, :16, :1, :1, :1]))
+    empty = (frames[:, 16:] - nothing).abs().amax(dim=(0, 1, 3, 4)) < 1e-5  # (T,)
+    kept = mask.amax(dim=(0, 1, 3, 4)).to(empty.device) == 0
+    return int((empty & kept).cumprod(0).sum())
+
+
+def keep_first(frames: torch.Tensor, mask: torch.Tensor, known: torch.Tensor, grey: torch.Tensor, size) -> tuple:
+    """Return a context and its mask with the latents `known` (B, 16, k, h, w) in front of the clip, to be kept.
+
+    frames, mask: as in `pictures_of`; the pictures stay in front. grey: latents (B, 16, k or more, h, w) of grey.
+    Raise ValueError if the context is not of `size` (frames, rows, columns) behind its pictures.
+    """
+    pictures = pictures_of(frames, mask)
+    found = (frames.shape[2] - pictures, *frames.shape[3:])
+    if found != size:
+        raise ValueError(
+            f"The VACE context is {found} latent frames, rows and columns and this part {size}: give WanVACE the "
+            "length of WanContinue and the size of the clip."
+        )
+    place, batch = slice(pictures, pictures + known.shape[2]), len(known)
+    frames, mask = (each.expand(batch, -1, -1, -1, -1).to(known).clone() for each in (frames, mask))
+    frames[:, :, place] = torch.cat((known, grey[:, :, : known.shape[2]]), dim=1)
+    mask[:, :, place] = 0
+    return frames, mask

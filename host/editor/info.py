@@ -3,11 +3,22 @@
 import os
 
 from ...wan_model import checkpoint
+from ...wan_model.messages import Message
 from ...wan_model.variants import FAMILIES, VARIANTS
+from ...wan_model.weights.files import PART
+from ...wan_model.weights.layouts import LORA
 from ...wan_model.weights.lora import SIZES
 from .. import files
 
 FOLDERS = ("diffusion_models", "vae", "text_encoders", "clip_vision")
+PLACES = {  # kinds of `checkpoint` -> the model folder that they lie in, and the node that loads them
+    checkpoint.DIT: ("diffusion_models", "Wan Model Loader"),
+    checkpoint.VACE_MODULE: ("diffusion_models", "Wan Model Loader (vace_name)"),
+    checkpoint.VAE: ("vae", "Wan VAE Loader"),
+    checkpoint.TEXT_ENCODER: ("text_encoders", "Wan Text Encoder Loader"),
+    checkpoint.CLIP_VISION: ("clip_vision", "Wan CLIP Vision Loader"),
+}
+LORAS = ("loras", "Wan LoRA Loader")
 GIB = 2**30
 
 
@@ -56,6 +67,35 @@ def describe(folder: str, name: str) -> dict[str, object]:
             "frame_rate": FAMILIES[config.latent_channels].frame_rate,
         }
     return info
+
+
+def place(name: str, header: bytes, size: int) -> Message | str:
+    """Return a sentence on what the safetensors file `name` holds, and on the folder and node that it belongs to.
+
+    header: its JSON. size: of the file, in bytes. Of a damaged file, and one that lacks weights, it says that.
+    """
+    if PART.search(name):
+        return Message(
+            "one_part",
+            "{file} is a part of a model: put all parts into one folder of models, press R and choose the first.",
+            file=name,
+        )
+    try:
+        found = checkpoint.inspect_header(name, header, size)
+    except checkpoint.CheckpointError as error:
+        return str(error)
+    home = next((home for kinds, home in PLACES.items() if found.variant in kinds), None)
+    if found.holds == LORA[1]:
+        home = LORAS
+    if home is None:
+        return Message(
+            "foreign_file", "{file} holds {holds}: no node of this pack loads it.", file=name, holds=found.holds
+        )
+    return Message(
+        "file_place",
+        "{file} holds {holds}: put it into models/{folder}, press R and choose it in {node}.",
+        file=name, holds=found.holds, folder=home[0], node=home[1],
+    )  # fmt: skip
 
 
 def sentence(info: dict[str, object]) -> str:

@@ -14,7 +14,7 @@ from ...wan_model.dit.config import DiTConfig
 from ...wan_model.dit.model import WanDiT
 from ...wan_model.messages import Message, message_of
 from .. import files
-from ..clips import conditioning, vace
+from ..clips import conditioning, next_part, vace
 from ..encoders import clip
 from ..model import lora, precision
 from ..sampling import checks, experts
@@ -38,10 +38,10 @@ class Dit:
 class Node:
     """The editor's knowledge of a node class.
 
-    note: the subject of its note besides problems: its "file", its "clip" or its "run", or "" for none; None for a node
-    of the host, which has no note. check: raises ValueError as the node would; its arguments are the node's inputs, as
-    file names or words. folder, file: of a loader, the model folder and the widget that names the file. loras: its
-    widgets that name LoRAs, each with the widget of its strength.
+    note: the subject of its note besides problems: its "file", "clip", "run" or "video", or "" for none; None for a
+    node of the host, which has no note. check: raises ValueError as the node would; its arguments are the node's
+    inputs, as file names or words. folder, file: of a loader, the model folder and the widget that names the file.
+    loras: its widgets that name LoRAs, each with the widget of its strength.
     """
 
     note: str | None = None
@@ -130,6 +130,13 @@ def check_sampler(model: Dit | None = None, low_noise_model: Dit | None = None, 
             checks.check_channels(stage.config.out_dim, vae)
 
 
+def check_stream(model: Dit | None = None, vae: int | None = None) -> None:
+    """Check as WanStream does."""
+    if model is not None:
+        checks.check_causal(model.name, model.config.facts.causal)
+        check_sampler(model, vae=vae)
+
+
 def check_decode(vae: int | None = None, model: Dit | None = None) -> None:
     """Check as the decode nodes do. model: the one that sampled the latent."""
     if vae is not None and model is not None:
@@ -139,6 +146,11 @@ def check_decode(vae: int | None = None, model: Dit | None = None) -> None:
 def check_vace(vae: int) -> None:
     """Check as WanVACE does."""
     vace.check_vae(vae)
+
+
+def check_continue(model: Dit) -> None:
+    """Check as WanContinue does."""
+    next_part.way_of(model.config.variant)
 
 
 def check_end_image(vae: int, end_image: bool = True) -> None:
@@ -172,13 +184,17 @@ NODES = {
     ),
     "WanClipVisionLoader": loader("WanClipVisionLoader", checkpoint.CLIP_VISION, "clip_vision", "clip_vision_name"),
     "WanLoraLoader": Node("", check_lora, loras={f"lora_{slot}": f"strength_{slot}" for slot in (1, 2, 3, 4)}),
+    "WanStepCache": Node(""),
     "WanTextEncode": Node("", check_text),
     "WanConditioning": Node("clip", check_end_image),
     "WanVACE": Node("clip", check_vace),
+    "WanContinue": Node("", check_continue),
     "WanEmptyLatent": Node("clip"),
     "WanSampler": Node("run", check_sampler),
+    "WanStream": Node("video", check_stream),
     "WanVAEDecode": Node("", check_decode),
     "WanVAEDecodeToVideo": Node("", check_decode),
+    "WanVAEDecodePart": Node("", check_decode),
     # Nodes of the host, upstream of one of ours:
     "UNETLoader": loader("WanModelLoader", checkpoint.DIT, "diffusion_models", "unet_name", note=None),
     "VAELoader": loader("WanVAELoader", checkpoint.VAE, "vae", "vae_name", note=None),

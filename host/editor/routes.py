@@ -6,8 +6,8 @@ from aiohttp import web
 
 from ...wan_model.messages import Message
 from .. import server
-from ..observe import preview
-from . import estimate, info, preflight, suggestion
+from ..observe import growing, preview
+from . import estimate, info, noise, preflight, suggestion
 
 
 async def get_info(request: web.Request) -> web.Response:
@@ -16,13 +16,34 @@ async def get_info(request: web.Request) -> web.Response:
     return web.json_response(await asyncio.to_thread(info.describe, folder, name))
 
 
+async def post_header(request: web.Request) -> web.Response:
+    """POST /wan/header?name=N&size=B, a file's header as body: `info.place`, as `Message.plain` or its "text" alone."""
+    name, size = request.query.get("name", ""), request.query.get("size", "")
+    if not size.isdecimal():
+        raise ValueError(f"size is {size[:20]!r}: give the size of the file in bytes.")
+    found = await asyncio.to_thread(info.place, name, await request.read(), int(size))
+    return web.json_response(found.plain() if isinstance(found, Message) else {"text": found})
+
+
 async def get_preview(request: web.Request) -> web.Response:
-    """GET /wan/preview?key=K: the newest frames of a run as a JPEG, `preview.Sheet.jpeg`."""
-    sheet = request.app[preview.LATEST].of(request.query.get("key", ""))
+    """GET /wan/preview?key=K: the newest frames of a run as a JPEG, `preview.Sheet.jpeg`.
+
+    Status 204 where another run has begun: a client that asks late does nothing wrong, and its console stays clean.
+    """
+    latest, key = request.app[preview.LATEST], request.query.get("key", "")
+    sheet = latest.of(key)
     if sheet is None:
-        return refuse(404, "The preview of this run is gone: another run has started.")
+        return web.Response(status=204) if key in latest.begun else refuse(404, "There is no preview with this key.")
     body = await asyncio.to_thread(sheet.jpeg)
     return web.Response(body=body, content_type="image/jpeg", headers={"Cache-Control": "no-store"})
+
+
+async def get_video(request: web.Request) -> web.StreamResponse:
+    """GET /wan/video?key=K: a file that is being written, as long as it grows, `growing.respond`."""
+    showing = request.app[growing.LATEST].of(request.query.get("key", ""))
+    if showing is None:
+        return refuse(404, "This video is not written any more: another run has started.")
+    return await growing.respond(showing, request)
 
 
 async def get_check(request: web.Request) -> web.Response:
@@ -55,23 +76,33 @@ async def get_estimate(request: web.Request) -> web.Response:
     return web.json_response(await asyncio.to_thread(estimate.from_query, request.query))
 
 
+async def get_noise(request: web.Request) -> web.Response:
+    """GET /wan/noise?steps=N&shift=S&solver=V: `noise.from_query`."""
+    return web.json_response(await asyncio.to_thread(noise.from_query, request.query))
+
+
 QUESTIONS = {
     "info": get_info,
     "estimate": get_estimate,
+    "noise": get_noise,
     "check": get_check,
     "nodes": get_nodes,
     "preset": get_preset,
     "preview": get_preview,
+    "video": get_video,
+    "header": post_header,
 }
+METHODS = {"header": ("POST",)}  # of a question, where not GET and HEAD
 
 
-async def answer(request: web.Request) -> web.Response:
+async def answer(request: web.Request) -> web.StreamResponse:
     """Answer a request under /wan: one of `QUESTIONS`, or status 400, 404 or 405 with {"error": a sentence}."""
     question = QUESTIONS.get(request.match_info["question"])
     if question is None:
         return refuse(404, f"There is no such route: use one of {', '.join(QUESTIONS)}.")
-    if request.method not in ("GET", "HEAD"):
-        return refuse(405, f"{request.method} is not supported here: ask with GET.", Allow="GET, HEAD")
+    methods = METHODS.get(request.match_info["question"], ("GET", "HEAD"))
+    if request.method not in methods:
+        return refuse(405, f"{request.method} is not supported here: ask with {methods[0]}.", Allow=", ".join(methods))
     try:
         return await question(request)
     except ValueError as error:
@@ -88,4 +119,5 @@ def register() -> None:
     instance = server.running()
     if instance is not None:
         instance.app[preview.LATEST] = preview.Latest()
+        instance.app[growing.LATEST] = growing.Latest()
         instance.routes.route("*", "/wan/{question:.*}")(answer)

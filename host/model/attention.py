@@ -65,6 +65,14 @@ def exact(func, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None
     return out
 
 
+_NAMES = {torch_sdpa: "sdpa", exact: "exact"}
+
+
+def name_of(override) -> str | None:
+    """Return the name of an override that this module has made, None for another pack's."""
+    return override.name if isinstance(override, Package) else _NAMES.get(override)
+
+
 class Package:
     """Attention by an optional package; if it is missing or fails, log the reason and use the host's.
 

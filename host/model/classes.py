@@ -12,22 +12,31 @@ import comfy.model_base
 import torch
 
 from ...wan_model.dit.config import DiTConfig
-from ...wan_model.variants import PATCH, VARIANTS
+from ...wan_model.variants import PATCH, TIME_STRIDE, VARIANTS
+from ...wan_model.variants.distilled import Preset
 from ...wan_model.variants.models import Host
+from ...wan_model.variants.rollout import Rollout
 from .. import compat
 from . import conditions, memory, packed, precision, references
 from .causal import CausalDiT
 from .dit import HostDiT
 
+BLOCKS = "wan_blocks"  # entry of a conditioning: the `memory.Blocks` of a causal run, for the memory that it needs
+
 
 class HostModel:
     """Mixin over a Wan model class of the host that puts our DiT in place of the host's own.
 
-    source: name of the model's file. workspace: temporary bytes for unpacking its weights.
+    source: name of the model's file. loaded_with: the arguments of `loading.load`, None if it was not made so.
+    workspace: temporary bytes for unpacking its weights. rollout, preset: how the file's header says that it is run in
+    blocks, and sampled.
     """
 
     source = "a Wan model"
+    loaded_with: dict | None = None
     workspace = 0
+    rollout: Rollout | None = None
+    preset: Preset | None = None
 
     def __init__(self, model_config, config: DiTConfig):
         def unet_model(*, operations, dtype, **_):  # on the meta device: `build` assigns the file's tensors
@@ -59,6 +68,18 @@ class HostModel:
             conds["camera_conditions"] = comfy.conds.CONDRegular(rays)
         return references.conditions(self, conds, kwargs) if "ref_latents" in self.reads else conds
 
+    def resize_cond_for_context_window(self, cond_key, cond_value, window, x_in, device, retain_index_list=()):
+        """Return a condition of the whole clip for one of the host's context windows, or None for the host's own way.
+
+        The host would give every window the whole sound of an S2V clip.
+        """
+        if cond_key == "audio_embed" and "motion_latents" in self.reads:
+            heard = [TIME_STRIDE * frame + step for frame in windowed(window) for step in range(TIME_STRIDE)]
+            return cond_value._copy_with(cond_value.cond[..., heard].to(device))
+        return super().resize_cond_for_context_window(
+            cond_key, cond_value, window, x_in, device, retain_index_list=retain_index_list
+        )
+
     def extra_conds_shapes(self, **kwargs):
         """Return the shapes of one conditioning's arguments, from which the host estimates the memory of a run."""
         shapes = super().extra_conds_shapes(**kwargs)
@@ -70,6 +91,8 @@ class HostModel:
             shapes["face_pixel_values"] = list(face.shape)
         if "vace_context" in self.reads:  # an empty one where none is given
             shapes["vace_context"] = [1, len(kwargs.get("vace_frames") or [None])]
+        if (blocks := kwargs.get(BLOCKS)) is not None:
+            shapes[BLOCKS] = blocks
         return shapes
 
     def state_dict_for_saving(self, *arguments, **options):
@@ -79,8 +102,16 @@ class HostModel:
 
     def memory_required(self, input_shape, cond_shapes=None):
         """Bytes to keep free for latents of `input_shape` (B, C, F, H, W): `memory.needed`."""
-        shapes = conditions.shapes(cond_shapes or {})
-        return memory.needed(self.diffusion_model.config, input_shape, self.compute_dtype, shapes) + self.workspace
+        told = dict(cond_shapes or {})
+        blocks, shapes = told.pop(BLOCKS, [None])[0], conditions.shapes(told)
+        config, dtype = self.diffusion_model.config, self.compute_dtype
+        return memory.needed(config, input_shape, dtype, shapes, blocks) + self.workspace
+
+
+def windowed(window) -> list[int]:
+    """Return the latent frames that the host gives the network for a context window, the one before it included."""
+    before = getattr(window, "causal_anchor_index", None)
+    return [*([] if before is None or before < 0 else [before]), *window.index_list]
 
 
 def configuration(config: DiTConfig):

@@ -14,6 +14,7 @@ from ...wan_model.dit.model import WanDiT
 from ...wan_model.dit.runtime import Runtime
 from . import attention, conditions, inner, kernels, memory
 
+SHARED = "wan_shared"  # entry of transformer_options: what shares a forward with other devices (`host/parallel`)
 AXES = "tyx"  # frames, rows and columns, as the host calls them
 
 
@@ -90,9 +91,15 @@ class HostDiT(WanDiT, inner.InnerNetwork):
         transformer_options["block_type"] = "double"
         if "text_as_image" in self.reads and "clip_fea" not in given:
             given = given | {"text_as_image": True}
-        return super().forward(
-            x, timestep, context, runtime=self.runtime(x, transformer_options, given, freqs), **given
-        )
+        return self.with_conditions(x, timestep, context, transformer_options, given, freqs)
+
+    def with_conditions(self, x, timestep, context, transformer_options, given, freqs=None):
+        """Run the network with the host's patches, alone or shared. given: conditions, by our names."""
+        forward, shared = super().forward, transformer_options.get(SHARED)
+        runtime = self.runtime(x, transformer_options, given, freqs)
+        if shared is not None:
+            return shared.forward(forward, x, timestep, context, runtime=runtime, **given)
+        return forward(x, timestep, context, runtime=runtime, **given)
 
     def runtime(self, x, transformer_options, given, freqs=None) -> HostRuntime:
         """Return the runtime of a forward: the host's attention, kernels and patches, and a chunk that fits."""
@@ -184,7 +191,9 @@ class BlockRunner:
         self.replacements = options.get("patches_replace", {}).get("dit", {})
 
     def __call__(self, index, block, x, inputs):
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        shared = self.options.get(SHARED)
+        check = shared.check if shared else comfy.model_management.throw_exception_if_processing_interrupted
+        check()
         self.options["block_index"] = index
         replacement = self.replacements.get(("double_block", index))
         x = self.run(block, x, inputs) if replacement is None else self.replaced(replacement, block, x, inputs)

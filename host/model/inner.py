@@ -27,6 +27,7 @@ from ...wan_model.dit.layers import (
 )
 from ...wan_model.dit.parts.vace import VaceBlock
 from ...wan_model.dit.rope import THETA, Positions
+from ...wan_model.parallel.loan import whole
 from ...wan_model.variants import PATCH, TEXT_LENGTH
 from .. import compat
 
@@ -142,7 +143,7 @@ def is_replaced(module: nn.Module) -> bool:
 
 def is_altered(block: nn.Module) -> bool:
     """Return whether another pack replaces part of a block, so that it must run as the host's does."""
-    block = getattr(block, "_orig_mod", block)  # the block inside a compiled one
+    block = whole(getattr(block, "_orig_mod", block))  # the block inside a compiled one, or that another process lends
     if not isinstance(block, InnerBlock) or is_replaced(block):
         return True
     parts = {name: getattr(block, name) for name in PARTS}

@@ -18,6 +18,8 @@ from . import compiled, offload, packed, precision, references
 from .classes import configuration, model_class
 from .packed_patcher import PackedPatcher
 
+CAUSAL = {"auto": None, "causal": True, "not causal": False}  # choices of whether a network is a causal one
+
 
 def load(
     path: str,
@@ -25,23 +27,32 @@ def load(
     vace_path: str | None = None,
     attention: str = "auto",
     compile_blocks: bool = False,
+    causal: bool | None = None,
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
     """Return the MODEL of a Wan diffusion file.
 
     dtype: one of `precision.CHOICES`. vace_path: a file of VACE blocks to add to a text-to-video model.
-    attention: one of `attention.CHOICES`. compile_blocks: as `compiled.compile_blocks`. disable_dynamic: as in `build`.
-    Raise ValueError for a file that holds no Wan DiT, for blocks of another size, and as `precision.configure`.
+    attention: one of `attention.CHOICES`. compile_blocks: as `compiled.compile_blocks`. causal: whether the
+    network is a causal one, or None to let the file tell. disable_dynamic: as in `build`.
+    Raise ValueError for a file that holds no Wan DiT, or none that can be causal, for a file of no VACE blocks or of
+    another size, and as `precision.configure`.
     """
-    state_dict, found = checkpoint.load_model(path)
+    if causal and vace_path is not None:
+        raise ValueError("VACE blocks make a model that is not causal: set causal to auto, or vace_name to none.")
+    state_dict, found = checkpoint.load_model(path, causal)
     config = found.config
     if vace_path is not None:
+        precision.expect(vace_path, checkpoint.VACE_MODULE, "vace_name of WanModelLoader")
         state_dict |= checkpoint.load(vace_path)[0]
         config = dit_config(state_dict)
     # The weights of compiled blocks must not move.
     patcher = build(state_dict, dtype, disable_dynamic or compile_blocks, config)
     patcher.model.source = os.path.basename(path)
+    made_by = {"path": path, "dtype": dtype, "vace_path": vace_path, "attention": attention}
+    patcher.model.loaded_with = made_by | {"compile_blocks": compile_blocks, "causal": causal}
     patcher.model.mapped = offload.names(patcher.model.diffusion_model, state_dict, "diffusion_model.")
+    patcher.model.rollout, patcher.model.preset = found.rollout, found.sampling
     if found.latent_rgb is not None:
         preview.colour(patcher.model, found.latent_rgb)
     preview.watch(patcher)
@@ -50,7 +61,7 @@ def load(
     if compile_blocks:
         compiled.compile_blocks(patcher)
     # A newer host calls this for a second copy: for another device, or with `disable_dynamic`, which it adds.
-    patcher.cached_patcher_init = (load, (path, dtype, vace_path, attention, compile_blocks))
+    patcher.cached_patcher_init = (load, (path, dtype, vace_path, attention, compile_blocks, causal))
     return patcher
 
 

@@ -26,6 +26,10 @@ class Report:
     matched: int
     unmatched: list[str]
 
+    def counts(self) -> dict[str, str | int]:
+        """Return the name of the file and how many of its keys matched, as plain values for JSON."""
+        return {"name": self.title, "matched": self.matched, "keys": self.matched + len(self.unmatched)}
+
     def __str__(self) -> str:
         text = f"{self.title} (strength {self.strength:g}): {self.matched} of "
         text += f"{self.matched + len(self.unmatched)} keys matched"

@@ -1,6 +1,7 @@
 """The chunk size with which a forward of the DiT fits into free memory."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -15,19 +16,60 @@ PREFERRED = 16384  # tokens: with fewer at once, offloaded weights are copied to
 USABLE = 0.9  # of the free memory: the rest is for workspaces of the backend and errors of the formula
 
 
-def needed(config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, shapes: Shapes | None = None) -> int:
+class Blocks(NamedTuple):
+    """How a causal run is made: latent frames of a block and of its window; in_ram: whether its cache lies in RAM."""
+
+    frames: int
+    window: int
+    in_ram: bool = False
+
+    def one(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of a block of a latent of `shape`."""
+        return (*shape[:2], min(self.frames, shape[2]), *shape[3:])
+
+
+def needed(
+    config: DiTConfig,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    shapes: Shapes | None = None,
+    blocks: Blocks | None = None,
+) -> int:
     """Return the bytes that the host should keep free for a forward: as much as chunks of `PREFERRED` need.
 
-    Making room for more would push weights off the device, which costs more time.
+    Making room for more would push weights off the device, which costs more time. blocks: of a causal run.
     """
-    least = forward_bytes(config, shape, dtype, shapes=shapes, chunk=PREFERRED)
-    return least + largest_weight(config, dtype) + kept(config, shape, dtype)
+    at_once = shape if blocks is None else blocks.one(shape)
+    least = forward_bytes(config, at_once, dtype, shapes=shapes, chunk=PREFERRED)
+    return least + largest_weight(config, dtype) + kept(config, shape, dtype, blocks)
 
 
-def kept(config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, window: int | None = None) -> int:
-    """Return the bytes that a run keeps between forwards: a causal model's cache, of `window` frames or the clip's."""
-    frames = shape[2] if window is None else min(window, shape[2])
-    return cache_bytes(config, shape, frames, dtype) if config.facts.causal else 0
+def kept(config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, blocks: Blocks | None = None) -> int:
+    """Return the bytes on the device that a run keeps between forwards: a causal model's cache, as long as the clip.
+
+    blocks: how the run is made, if that is known: its cache is as long as the window. Of one in RAM, what a block of
+    the network reads is brought to the device.
+    """
+    if not config.facts.causal:
+        return 0
+    frames = shape[2] if blocks is None else min(blocks.window, shape[2])
+    whole = cache_bytes(config, shape, frames, dtype)
+    return whole // config.layers if blocks is not None and blocks.in_ram else whole
+
+
+def in_ram(config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, blocks: Blocks | None) -> int:
+    """Return the bytes of a run's cache that lie in RAM though there is a device."""
+    if blocks is None or not blocks.in_ram:
+        return 0
+    return cache_bytes(config, shape, min(blocks.window, shape[2]), dtype)
+
+
+def fits(config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, blocks: Blocks, free: int) -> bool:
+    """Return whether a causal run has room for its cache in `free` bytes of a device.
+
+    Where it has, weights are offloaded to make the room: they are read once a forward, and so is the cache.
+    """
+    return needed(config, shape, dtype, blocks=blocks) <= USABLE * free
 
 
 def choose_chunk(

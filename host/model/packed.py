@@ -11,6 +11,7 @@ import comfy.quant_ops
 import comfy.utils
 import torch
 
+from ...wan_model.transfer import send
 from ...wan_model.weights import ggml
 from ...wan_model.weights.quantisation import PACKED_MARKER
 
@@ -107,12 +108,14 @@ class PackedLayer:
 
     def on_device(self, device, functions, bias_dtype):
         """Return (packed weight after `functions`, bias, stream for the host's `uncast_bias_weight`) on `device`."""
-        packed = SimpleNamespace(
-            weight=self.weight, bias=self.bias, weight_function=functions, bias_function=self.bias_function
-        )
-        return comfy.ops.cast_bias_weight(
-            packed, device=device, dtype=torch.uint8, bias_dtype=bias_dtype, offloadable=True
-        )
+        packed = self.__dict__.setdefault("as_packed", SimpleNamespace())  # the host tells layers apart by identity
+        given = {"weight": self.weight, "bias": self.bias, "weight_function": functions}
+        vars(packed).update(given, bias_function=self.bias_function)
+        options = {"dtype": torch.uint8, "bias_dtype": bias_dtype, "offloadable": True}
+        try:
+            return comfy.ops.cast_bias_weight(packed, device=device, **options)
+        finally:
+            vars(packed).clear()  # the host keeps the object and must not keep the weights
 
 
 def operations(base):
@@ -133,15 +136,13 @@ def operations(base):
                 return out
 
         class Embedding(PackedLayer, base.Embedding):
-            """Rows of a packed table; only the requested ones are unpacked."""
+            """Rows of a packed table; only the requested ones are moved and unpacked."""
 
             def forward_comfy_cast_weights(self, input, out_dtype=None):
                 if self.kind is None:
                     return super().forward_comfy_cast_weights(input, out_dtype=out_dtype)
-                table, bias, stream = self.on_device(input.device, [], None)
-                rows = table[input.flatten()]  # (B, L) -> (B L, bytes of a row)
-                out = self.unpack(rows, out_dtype or torch.float32)
-                comfy.ops.uncast_bias_weight(self, table, bias, stream)
+                rows = self.weight[input.flatten().to(self.weight.device)]  # (B, L) -> (B L, bytes of a row)
+                out = self.unpack(send(rows, input.device), out_dtype or torch.float32)
                 return out.unflatten(0, input.shape)  # (B L, C) -> (B, L, C)
 
     return Operations

@@ -57,14 +57,31 @@ def dtypes(
     """Return the dtype in which weights are stored and that to which they are cast, for a `choice` of `CHOICES`.
 
     None for the first keeps them as they are, None for the second casts nothing. model_config: the host's, or its
-    class. state_dict may hold meta tensors.
+    class. state_dict may hold meta tensors. Raise ValueError for quantised fp8 weights and an fp8 choice where the
+    device has no fp8; a plain fp8 file becomes a 16-bit one there.
     """
     device = comfy.model_management.get_torch_device()
     supported = sorted(model_config.supported_inference_dtypes, key=lambda dtype: dtype != torch.bfloat16)  # Wan's own
     if quantised:
+        check_fp8(device, {tensor.dtype for tensor in state_dict.values()})
         return None, FLOATS.get(choice) or comfy.model_management.unet_manual_cast(None, device, supported)
     weights = FLOATS.get(choice) or FP8.get(choice) or _file_dtype(state_dict, supported)
+    check_fp8(device, {weights})
     return weights, comfy.model_management.unet_manual_cast(weights, device, supported)
+
+
+def has_fp8(device: torch.device) -> bool:
+    """Return whether `device` can hold fp8 tensors: Apple's GPUs cannot."""
+    return device.type != "mps"
+
+
+def check_fp8(device: torch.device, kinds: set[torch.dtype]) -> None:
+    """Raise ValueError if there is fp8 among the dtypes `kinds` and `device` has none."""
+    if not has_fp8(device) and not kinds.isdisjoint(FP8.values()):
+        raise ValueError(
+            "The weights would be fp8, and Apple's GPUs have no fp8: choose auto as weight_dtype, and a float16, "
+            "bfloat16 or GGUF file."
+        )
 
 
 def stored(state_dict: dict, weights: torch.dtype, compute: torch.dtype | None) -> dict[str, torch.dtype]:
@@ -97,13 +114,15 @@ def restore_float32(module: torch.nn.Module, state_dict: dict) -> None:
 def _file_dtype(state_dict, supported):
     """Return the host's storage dtype for a plain file, preferring the file's own half precision."""
     size, own = comfy.utils.calculate_parameters(state_dict), comfy.utils.weight_dtype(state_dict)
+    if own in FP8.values() and not has_fp8(comfy.model_management.get_torch_device()):
+        own = None
     supported = sorted(supported, key=lambda dtype: dtype != own)
     return comfy.model_management.unet_dtype(model_params=size, supported_dtypes=supported, weight_dtype=own)
 
 
-def expect(path: str, kinds: tuple[str, ...], node: str) -> checkpoint.Inspection:
+def expect(path: str, kinds: tuple[str, ...], node: str, causal: bool | None = None) -> checkpoint.Inspection:
     """Return `checkpoint.expect` after `check_forms`."""
-    found = checkpoint.expect(path, kinds, node)
+    found = checkpoint.expect(path, kinds, node, causal)
     check_forms(found.layers)
     return found
 

@@ -8,7 +8,9 @@ import copy
 import io
 import secrets
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +22,13 @@ from einops import rearrange
 from PIL import Image
 
 from ...wan_model import geometry
+from ...wan_model.transfer import send
 from ...wan_model.variants import FAMILIES
 from ...wan_model.weights.marks import LatentRGB
 from .. import server
 from ..model import references
 from ..model.classes import HostModel
+from ..transfer import begin_copy
 
 EVENT = "wan.preview"
 SIDE = 192  # pixels of a preview frame at most
@@ -34,23 +38,33 @@ QUALITY = 85  # of the JPEG
 
 @dataclass(frozen=True)
 class Sheet:
-    """Preview frames (T, h, w, 3), uint8, still on the device that sampled them; `key` names the run."""
+    """Preview frames of a run. key: names the run. fetch: waits for the copy of the frames (T, h, w, 3), uint8, in RAM
+    and returns it."""
 
     key: str
-    frames: torch.Tensor
+    fetch: Callable[[], torch.Tensor]
 
     def jpeg(self) -> bytes:
         """Return the frames stacked vertically in one picture."""
         buffer = io.BytesIO()
-        Image.fromarray(self.frames.cpu().flatten(0, 1).numpy()).save(buffer, "JPEG", quality=QUALITY)
+        Image.fromarray(self.fetch().flatten(0, 1).numpy()).save(buffer, "JPEG", quality=QUALITY)
         return buffer.getvalue()
 
 
 @dataclass
 class Latest:
-    """The newest sheet of a server; one is enough, since the host runs one prompt at a time."""
+    """The newest sheet of a server; one is enough, since the host runs one prompt at a time.
+
+    begun: the keys of all runs so far.
+    """
 
     sheet: Sheet | None = None
+    begun: set[str] = field(default_factory=set)
+
+    def show(self, sheet: Sheet) -> None:
+        """Have `sheet` as the newest."""
+        self.sheet = sheet
+        self.begun.add(sheet.key)
 
     def of(self, key: str) -> Sheet | None:
         """Return the sheet of the run `key`, or None if another run has begun since."""
@@ -89,6 +103,7 @@ class Run:
         self.place, self.latent_format, self.around, self.frame_rate = place, latent_format, around, frame_rate
         self.key = secrets.token_urlsafe(16)
         self.start, self.done = time.monotonic(), 0
+        self.colours: Colours | None = None
 
     def show(self, step: int, x0: torch.Tensor, steps: int) -> None:
         """Send step `step` (from 0) of `steps` with a preview of the clip: x0 (B, C, T, h, w) in model space."""
@@ -96,9 +111,10 @@ class Run:
         seconds = (time.monotonic() - self.start) / self.done
         before, behind = self.around
         clip = x0[0, :, before : x0.shape[2] - behind]
-        frames = small_frames(clip, self.latent_format)
+        self.colours = self.colours or colours_of(self.latent_format, clip.device)
+        frames = small_frames(clip, self.colours)
         instance = server.running()
-        instance.app[LATEST].sheet = Sheet(self.key, frames)
+        instance.app[LATEST].show(Sheet(self.key, begin_copy(frames)))
         seconds_of_clip = geometry.video_frames(clip.shape[1]) / self.frame_rate
         data = {
             **self.place,
@@ -145,15 +161,28 @@ def where() -> dict[str, str] | None:
     return {"node": node, "prompt_id": context.prompt_id}
 
 
-def small_frames(x0: torch.Tensor, latent_format) -> torch.Tensor:
-    """Return RGB frames (T, h, w, 3), uint8, of a latent clip (C, T, h, w) by the linear map of `latent_format`."""
+class Colours(NamedTuple):
+    """The linear map from latents to colours, on the device of the latents: factors (3, C), and bias (3,) or None."""
+
+    factors: torch.Tensor
+    bias: torch.Tensor | None
+
+
+def colours_of(latent_format, device: torch.device) -> Colours:
+    """Return the map of the host's `latent_format`, which has one."""
+    bias = latent_format.latent_rgb_factors_bias
+    factors = send(torch.tensor(latent_format.latent_rgb_factors).T, device)
+    return Colours(factors, None if bias is None else send(torch.tensor(bias), device))
+
+
+def small_frames(x0: torch.Tensor, colours: Colours) -> torch.Tensor:
+    """Return RGB frames (T, h, w, 3), uint8, of a latent clip (C, T, h, w), on its device."""
     wanted = min(x0.shape[1], FRAMES)
-    x0 = x0[:, torch.linspace(0, x0.shape[1] - 1, wanted).round().long().tolist()]
+    if wanted < x0.shape[1]:
+        x0 = x0[:, torch.linspace(0, x0.shape[1] - 1, wanted, device=x0.device).round().long()]
     pixels = rearrange(x0, "c t h w -> t c h w").float()
     scale = SIDE / max(pixels.shape[-2:])
     if scale < 1:
         pixels = F.interpolate(pixels, scale_factor=scale, mode="area")
-    factors = pixels.new_tensor(latent_format.latent_rgb_factors).T  # (3, C)
-    bias = latent_format.latent_rgb_factors_bias
-    rgb = F.linear(pixels.movedim(1, -1), factors, None if bias is None else pixels.new_tensor(bias))
+    rgb = F.linear(pixels.movedim(1, -1), *colours)
     return rgb.add_(1).mul_(127.5).clamp_(0, 255).to(torch.uint8)

@@ -13,6 +13,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ...wan_model.dit.config import DiTConfig
 from ...wan_model.dit.cost import clip_tokens, flops
+from ..model.dit import SHARED
 
 FILE = "wan_stream_times.json"  # in the host's user folder
 KEPT = 64  # the newest entries of that file
@@ -44,19 +45,27 @@ def identity_of(model) -> str:
     return identity(model.source, model.compute_dtype)
 
 
+def on_several(device: str, count: int) -> str:
+    """Return the name for `count` devices of the host's name `device` that share a forward."""
+    return device if count == 1 else f"{count} x {device}"
+
+
 class Timer:
     """Seconds per sample of each forward of a run, with its tokens and device."""
 
     def __init__(self) -> None:
         self.seconds, self.length, self.device = [], 0, ""
 
-    def forward(self, executor, x, *arguments, **options):
+    def forward(self, executor, x, timestep, context, clip_fea, time_dim_concat, transformer_options, **options):
         """Run the network, as a wrapper around it, and measure the time."""
+        arguments = (timestep, context, clip_fea, time_dim_concat, transformer_options)
+        shared = transformer_options.get(SHARED)
         start = time.perf_counter()
         result = executor(x, *arguments, **options)  # waits for the device when it checks for NaN
         self.seconds.append((time.perf_counter() - start) / len(x))
         self.length = clip_tokens((1, *x.shape[1:]))
-        self.device = comfy.model_management.get_torch_device_name(x.device)
+        name = comfy.model_management.get_torch_device_name(x.device)
+        self.device = name if shared is None else on_several(name, shared.size)
         return result
 
     def keep(self, identity: str) -> None:

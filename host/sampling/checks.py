@@ -38,6 +38,19 @@ def check_channels(sampled: int, given: int) -> None:
         )  # fmt: skip
 
 
+def check_causal(name: str, causal: bool) -> None:
+    """Raise ValueError unless the model in the file `name` makes a clip block by block."""
+    if not causal:
+        raise ValueError(
+            Message(
+                "not_causal",
+                "{file} is not a causal model, and WanStream makes a video block by block: load a causal model, such "
+                "as Self-Forcing or LongLive, in WanModelLoader, or make a clip with WanSampler.",
+                file=name,
+            )
+        )
+
+
 def check_negative(stages: Iterable, negative) -> None:
     """Raise ValueError if a stage (an `Expert`) needs a negative prompt and there is none."""
     for stage in stages:

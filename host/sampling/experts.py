@@ -61,8 +61,11 @@ def experts(model, guidance: float, low_noise_model=None, low_noise_guidance: fl
 def official_boundary(model) -> float:
     """Return the noise level at which the low-noise expert of a host model takes over."""
     row = getattr(getattr(model.diffusion_model, "config", None), "facts", None)
-    if row is None:
-        return expert_boundary(model.image_to_video)
+    return expert_boundary(model.image_to_video) if row is None else boundary_of(row)
+
+
+def boundary_of(row) -> float:
+    """Return the noise level at which the low-noise expert takes over, by the row of `variants` of its model."""
     return (row.experts or row.sampling).boundary or expert_boundary(row.takes_image)
 
 

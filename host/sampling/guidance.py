@@ -7,6 +7,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...wan_model.solvers import SIGMA_MAX
+from ..model import causal
+from . import levels
 
 KEY = "wan_guidance"  # of the wrapper in the host's options
 
@@ -36,10 +38,12 @@ def apply(model, settings: Settings):
         )
 
     def predict_noise(executor, x, sigma, model_options, seed):
-        level, guider = float(sigma[0]), executor.class_obj
-        sigmas = model_options["transformer_options"]["sample_sigmas"]
-        is_from_noise = float(sigmas[0]) >= SIGMA_MAX["unipc"]  # not the second of two samplers, nor video to video
-        if is_from_noise and level > float(sigmas[min(settings.zero_steps, len(sigmas) - 1)]):
+        options, guider = model_options["transformer_options"], executor.class_obj
+        if causal.keeps(options):
+            return executor(x, sigma, model_options, seed)
+        level, sigmas = levels.of_step(options, sigma)
+        is_from_noise = sigmas[0] >= SIGMA_MAX["unipc"]  # not the second of two samplers, nor video to video
+        if is_from_noise and level > sigmas[min(settings.zero_steps, len(sigmas) - 1)]:
             return x.clone()  # x0 = x is a velocity of 0
         if settings.sigma_end <= level <= settings.sigma_start:
             return executor(x, sigma, model_options, seed)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ...wan_model.dit.config import DiTConfig
 from ...wan_model.variants import distilled
 from ...wan_model.variants.distilled import Preset
 from ..model import lora
@@ -14,6 +15,7 @@ from .schedule import Schedule
 NONE, AUTO = "none", "auto"
 CHOICES = (NONE, AUTO, *distilled.BY_NAME)
 FILES = ("unet_name", "lora_name")  # inputs of the host's loaders that name a file
+CAUSAL = "self-forcing"  # the preset of a causal model of which nothing else is known
 FEW = 2  # a run of more than this many times the preset's steps is reported
 
 
@@ -85,13 +87,15 @@ def preset_for(names: Iterable[str]) -> dict | None:
 class Choice:
     """A choice of the sampler's `preset` widget, for files of these `names`.
 
-    name: one of `CHOICES`. widgets: the settings used without a preset. is_pair: whether there are two experts.
+    name: one of `CHOICES`. widgets: the settings used without a preset. is_pair: whether there are two experts. told:
+    the preset that a model tells itself, as `told_by` has it.
     """
 
     name: str
     widgets: Settings
     names: Sequence[str]
     is_pair: bool
+    told: Preset | None = None
 
     @property
     def preset(self) -> Preset | None:
@@ -99,10 +103,15 @@ class Choice:
         if self.name == NONE:
             return None
         if self.name == AUTO:
-            return distilled.recognise("\n".join(self.names))
+            return self.known
         if self.name not in distilled.BY_NAME:
             raise ValueError(f"There is no preset named {self.name!r}: choose one of {', '.join(CHOICES)}.")
         return distilled.BY_NAME[self.name]
+
+    @property
+    def known(self) -> Preset | None:
+        """The preset that the model tells itself, or the files' names."""
+        return self.told or distilled.recognise("\n".join(self.names))
 
     @property
     def settings(self) -> Settings:
@@ -117,19 +126,38 @@ class Choice:
         elif self.name == AUTO:
             files = ", ".join(self.names) or "this model"
             logging.info("Preset auto: none is known for %s; the sampler's own settings are used.", files)
-        elif (advice := advise(self.widgets, self.names)) is not None:
+        elif (advice := advise(self.widgets, self.known)) is not None:
             logging.warning("%s", advice)
 
 
-def advise(settings: Settings, names: Sequence[str]) -> str | None:
-    """Return a sentence if files of these names are distilled and `settings` do not suit them, else None."""
-    preset = distilled.recognise("\n".join(names))
-    if preset is None or (settings.count <= FEW * preset.steps and min(settings.guidances) <= 1):
+def told_by(preset: Preset | None, is_causal: bool, names: Sequence[str]) -> Preset | None:
+    """Return the preset that a model tells itself: that of its header, or for a causal one the usual of these.
+
+    names: of its file and LoRAs; where they tell a preset, a causal model's is theirs.
+    """
+    if preset is None and is_causal and distilled.recognise("\n".join(names)) is None:
+        return distilled.BY_NAME[CAUSAL]
+    return preset
+
+
+def told_by_model(model, names: Sequence[str]) -> Preset | None:
+    """Return `told_by` of the MODEL `model`, whose file and LoRAs have these `names`."""
+    config = getattr(getattr(model.model, "diffusion_model", None), "config", None)
+    is_causal = isinstance(config, DiTConfig) and config.facts.causal
+    return told_by(getattr(model.model, "preset", None), is_causal, names)
+
+
+def advise(settings: Settings, preset: Preset | None) -> str | None:
+    """Return a sentence if `settings` do not suit files of which `preset` is known, else None."""
+    if preset is None:
         return None
+    if settings.count <= FEW * preset.steps and min(settings.guidances) <= max(preset.guidance[-1], 1):
+        return None
+    choice = f"{preset.name!r} or auto" if preset.name in distilled.BY_NAME else "auto"
     guidance = " and ".join(f"{value:g}" for value in dict.fromkeys(settings.guidances))
     return (
-        f"{preset.about} The run has {settings.count} steps, guidance {guidance}: choose the preset {preset.name!r} or "
-        "auto in WanSampler."
+        f"{preset.about} The run has {settings.count} steps, guidance {guidance}: choose the preset {choice} in "
+        "WanSampler."
     )
 
 

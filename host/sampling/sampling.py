@@ -17,12 +17,15 @@ import torch
 from ...wan_model import solvers
 from ..editor import estimate
 from ..observe import preview
-from . import blockwise, checks
+from ..parallel.run import shared_by
+from . import blockwise, checks, levels
 from .experts import Expert, release
+from .joint import join
 from .schedule import Schedule
 from .unfinished import Unfinished
 
-TRIM = "trim_start"  # entry of a LATENT: leading frames (VACE references) that are cut off after sampling
+TRIM = "trim_start"  # entry of a LATENT: leading frames (references, shared ones) that are cut off after sampling
+BEFORE = "wan_before"  # entry of a LATENT: the LATENT of the clip before it, to which it is joined after that
 
 
 class FlowSampler(comfy.samplers.Sampler):
@@ -50,12 +53,15 @@ class FlowSampler(comfy.samplers.Sampler):
         model = comfy.samplers.KSamplerX0Inpaint(model_wrap, sigmas)
         model.latent_image, model.noise = latent_image, noise
         scaling = model_wrap.inner_model.model_sampling
+        whole = sigmas.tolist()
         if self.run is None:
             x = noise if self.schedule.from_noise else scaling.noise_scaling(sigmas[0], noise, latent_image)
             source = self.noise_source(x, extra_args.get("seed"))
-            self.run = solvers.Run(self.schedule.solver, x, sigmas.tolist(), source)
+            self.run = solvers.Run(self.schedule.solver, x, whole, source)
         run = self.run
+        options = extra_args["model_options"].setdefault("transformer_options", {})
         while not run.done and self.expert.serves(run.sigma, self.schedule.solver):
+            options[levels.KEY] = levels.Levels(run.sigma, whole)
             x0 = model(run.x, run.x.new_full((run.x.shape[0],), run.sigma), **extra_args)
             callback(run.index, x0, run.x, len(sigmas) - 1)
             run.step(x0)
@@ -109,7 +115,8 @@ def sample(
     if before is not None or not add_noise:
         add_noise, schedule = False, replace(schedule, from_noise=False)
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
-    sampler = blockwise.sampler_of(stages, schedule, before, samples.shape[2]) or FlowSampler(schedule, before)
+    blocks = blockwise.sampler_of(stages, schedule, before, samples.shape)
+    sampler = blocks or FlowSampler(schedule, before)
     callback = latent_preview.prepare_callback(stages[0].model, schedule.steps)
     announce(stages, positive, samples.shape, schedule.steps)
     for stage in stages:
@@ -120,6 +127,8 @@ def sample(
             release(stage, run)
         sampler.expert = stage
         model = with_timesteps(stage.model, schedule.solver)
+        if blocks is not None:
+            blockwise.make_room(model, blocks.blocks)
         preview.watch(model, skip=latent.get(TRIM, 0))
         out = guider(stage, model, positive, negative).sample(
             noise if add_noise else torch.zeros_like(noise),
@@ -144,12 +153,16 @@ def guider(stage: Expert, model, positive, negative) -> comfy.samplers.CFGGuider
 
 
 def finished(latent: dict, out: torch.Tensor, schedule: Schedule, draws: int) -> dict:
-    """Return the LATENT of a run's result `out`; leading frames are cut off once it holds no noise."""
+    """Return the LATENT of a run's result `out`; once it holds no noise, it is joined to the clip before."""
     samples, last = out.to(comfy.model_management.intermediate_device()), float(schedule.sigmas[-1])
     if last > 0:
         return {**latent, "samples": samples, Unfinished.ENTRY: Unfinished(last, draws, samples)}
-    entries = {name: value for name, value in latent.items() if name not in (TRIM, Unfinished.ENTRY)}
-    return {**entries, "samples": samples[:, :, latent.get(TRIM, 0) :]}
+    entries = {name: value for name, value in latent.items() if name not in (TRIM, BEFORE, Unfinished.ENTRY)}
+    samples = samples[:, :, latent.get(TRIM, 0) :]
+    if BEFORE not in latent:
+        return {**entries, "samples": samples}
+    entries.pop("noise_mask", None)  # of the part, not of the whole
+    return {**entries, **join(latent[BEFORE], samples)}
 
 
 def announce(stages: Sequence[Expert], positive, shape: Sequence[int], steps: int) -> None:
@@ -159,5 +172,5 @@ def announce(stages: Sequence[Expert], positive, shape: Sequence[int], steps: in
         contexts = max(len(options.get("vace_frames", ())) for _, options in positive)
         guided = any(stage.reads_negative for stage in stages)
         shapes = estimate.vace_shapes(parts[0].config, contexts)
-        found = estimate.estimate(parts, shape, steps, guided, estimate.here(), shapes)
+        found = estimate.estimate(parts, shape, steps, guided, estimate.here(*shared_by(stages[0].model)), shapes)
         logging.info("%s", estimate.sentence(found))

@@ -15,6 +15,9 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..observe import report
+from . import levels
+
 KEY = "wan_step_cache"  # of the wrappers and, during a run, of its state in the host's transformer_options
 
 
@@ -106,10 +109,15 @@ class Window:
 
 
 class Run:
-    """State of one sampling run. calls, skipped: evaluations of the network, one for each conditioning and step."""
+    """State of one sampling run. calls, skipped: evaluations of the network, one for each conditioning and step.
+
+    seen, computed: noise levels at which there was an evaluation, and those at which one was computed.
+    """
 
     def __init__(self, settings: Settings, sigmas: list[float]):
-        steps = len(sigmas) - 1
+        self.sigmas, steps = sigmas, len(sigmas) - 1
+        self.seen: set[float] = set()
+        self.computed: set[float] = set()
         self.criterion, self.budget = CRITERIA[settings.criterion], settings.budget
         self.first, self.end = sigmas[round(settings.start * steps)], sigmas[round(settings.end * steps)]
         self.windows: dict[object, Window] = {}
@@ -125,15 +133,22 @@ class Run:
             window.clock += self.criterion.distance(model, now, window.last)
         window.last = now
         self.calls += len(present)
+        self.seen.add(now.sigma)
         allowed = self.end < now.sigma <= self.first and window.skipped < self.criterion.most
         if allowed and all(self._is_fresh(window, index) for index in present):
             self.skipped += len(present)
             window.skipped += 1
             return [now.x - now.sigma * window.streams[index].v for index in present]
         results, window.skipped = compute(), 0
+        self.computed.add(now.sigma)
         for index, x0 in zip(present, results, strict=True):
             self._remember(window, index, (now.x - x0) / now.sigma)
         return results
+
+    def steps(self) -> list[str]:
+        """Return for each step of the run: "computed", "skipped", or "other", of another expert or in another run."""
+        kinds = {level: "computed" if level in self.computed else "skipped" for level in self.seen}
+        return [kinds.get(level, "other") for level in self.sigmas[:-1]]
 
     def _is_fresh(self, window: Window, index: int) -> bool:
         stream = window.streams.get(index)
@@ -146,9 +161,10 @@ class Run:
             stream.rate = self.criterion.change(v, before.v) / (window.clock - before.clock)
 
 
-def apply(model, settings: Settings):
+def apply(model, settings: Settings, shown_at: dict[str, str] | None = None):
     """Return a clone of the MODEL `model` whose runs skip steps, or `model` itself if the budget is 0.
 
+    shown_at: where the editor shows which steps a run skipped, as `preview.where` returns it, or None.
     Raise ValueError for teacache on a model of another loader, whose time embedding it cannot read, and if the end is
     not after the start.
     """
@@ -169,6 +185,7 @@ def apply(model, settings: Settings):
         run = Run(settings, sigmas.tolist())
         executor.class_obj.model_options["transformer_options"][KEY] = run  # the guider's own copy for this run
         result = executor(noise, latent_image, sampler, sigmas, *arguments, **options)
+        report.send(shown_at, steps=run.steps())
         logging.info(
             "Step cache (%s, budget %g): %d of %d network calls skipped, %.2f times fewer.",
             *(settings.criterion, settings.budget, run.skipped, run.calls, run.calls / max(1, run.calls - run.skipped)),
@@ -185,8 +202,7 @@ def apply(model, settings: Settings):
 def calc_cond_batch(executor, model, conds, x, sigma, model_options):
     """Return the prediction of x0 for each of `conds` that is not None; the host's signature."""
     run = model_options["transformer_options"].get(KEY)
-    level = float(sigma[0])
-    if run is None or level == 0:
+    if run is None or (level := levels.of_step(model_options["transformer_options"], sigma).now) == 0:
         return executor(model, conds, x, sigma, model_options)
     present = [index for index, cond in enumerate(conds) if cond is not None]
     context = model_options["transformer_options"].get("context_window")

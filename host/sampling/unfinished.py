@@ -28,6 +28,14 @@ class Unfinished:
         entry = latent.get(cls.ENTRY)
         return entry if entry is not None and entry.samples is latent["samples"] else None
 
+    @classmethod
+    def refuse(cls, latent: dict | None, name: str) -> None:
+        """Raise ValueError if `latent`, the input `name` of a node, still holds noise."""
+        if latent is not None and (record := cls.of(latent)) is not None:
+            raise ValueError(
+                f"{name} still holds noise of level {record.sigma:.4f}: take that of the sampler that ends at 0."
+            )
+
     def check_start(self, schedule: Schedule) -> None:
         """Raise ValueError if the `schedule` that continues this latent starts at another noise level."""
         start = float(schedule.sigmas[0])

@@ -5,7 +5,8 @@ the device as they are decoded, so device memory depends on one step and not on 
 """
 
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import comfy.model_management
@@ -17,35 +18,58 @@ import torch
 from ...wan_model import checkpoint, geometry
 from ...wan_model.kernels.fused import vae_runtime
 from ...wan_model.messages import Message
-from ...wan_model.vae import Runtime, fit_decode, fit_encode, lay_out, make_vae, plan_decode, plan_encode, vae_config
+from ...wan_model.vae import (
+    Past,
+    Runtime,
+    Stream,
+    fit_decode,
+    fit_encode,
+    lay_out,
+    make_vae,
+    plan_decode,
+    plan_encode,
+    vae_config,
+)
 from ...wan_model.vae.tiling import MIN_TILE
 from ...wan_model.variants import FAMILIES, TIME_STRIDE
 from .. import compat
 from ..messages import latents
 from ..model.loading import make_patcher, place
 from ..model.precision import FLOATS
+from ..transfer import off_device
 from .float32 import exact
 from .pixels import with_channels
 from .recovery import RAM, resumed
-from .transfer import off_device
 
 WORKING_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+FIND_MODE = "MIOPEN_FIND_MODE"  # environment variable of MIOpen
 AUTO = (0, 0)  # tile: chosen from the free memory
 OVERLAP = 8  # the host's own VAE blends 1/8 of a tile with the next one
 USABLE = 0.8  # of the free memory: the rest is for workspaces of the backend and errors of the estimate
 
 
-def load(path: str, decode_dtype: str = "auto", encode_dtype: str = "auto", disable_dynamic: bool = False) -> "HostVAE":
+def load(path: str, decode_dtype: str = "auto", encode_dtype: str = "auto") -> "HostVAE":
     """Load a Wan VAE file.
 
     decode_dtype, encode_dtype: keys of `FLOATS`, or "auto": the host's choice for decoding, float32 for encoding, since
-    an encoder of lower precision shifts colours. disable_dynamic: as in `loading.build`. Raise ValueError for a file
-    that holds no Wan VAE.
+    an encoder of lower precision shifts colours. Raise ValueError for a file that holds no Wan VAE.
     """
     dtypes = FLOATS.get(decode_dtype), FLOATS.get(encode_dtype)
-    vae = HostVAE(checkpoint.load(path)[0], *dtypes, disable_dynamic)
+    advise_amd()
+    vae = HostVAE(checkpoint.load(path)[0], *dtypes)
+    vae.path = path
     vae.patcher.cached_patcher_init = (load_patcher, (path, decode_dtype, encode_dtype))  # newer hosts load it again
     return vae
+
+
+def advise_amd() -> None:
+    """Log how to shorten the search for kernels that MIOpen, the convolutions of AMD, makes in a first run."""
+    if torch.version.hip and FIND_MODE not in os.environ:
+        logging.info(
+            "On AMD, the first run of a VAE at each size can take minutes, while MIOpen searches for kernels. Start "
+            "ComfyUI with %s=FAST to search less.",
+            FIND_MODE,
+        )
 
 
 def choose_dtypes(
@@ -59,19 +83,21 @@ def choose_dtypes(
     )
 
 
-def load_patcher(*arguments, **options):
-    """Return the host patcher of `load`."""
-    return load(*arguments, **options).patcher
+def load_patcher(*arguments, disable_dynamic: bool = False):
+    """Return the host patcher of `load`, which is never dynamic, as a newer host may ask by `disable_dynamic`."""
+    return load(*arguments).patcher
 
 
 class HostVAE(comfy.sd.VAE):
     """`WanVAE` as a VAE of the host.
 
     It sets the attributes of the host's class and overrides the methods that run the network. The host's constructor is
-    not called, since it only knows its own networks.
+    not called, since it only knows its own networks. path: of the file, None if it was not made by `load`.
     """
 
-    def __init__(self, state_dict, decode_dtype=None, encode_dtype=None, disable_dynamic=False):
+    path: str | None = None
+
+    def __init__(self, state_dict, decode_dtype=None, encode_dtype=None):
         self.config = config = vae_config(state_dict)
         self.device = comfy.model_management.vae_device()
         self.output_device = comfy.model_management.intermediate_device()
@@ -94,7 +120,8 @@ class HostVAE(comfy.sd.VAE):
 
         self.first_stage_model = self.build(state_dict)
         offload_device = comfy.model_management.vae_offload_device()
-        self.patcher = make_patcher(self.first_stage_model, self.device, offload_device, disable_dynamic)
+        # A dynamic patcher would bring the weights to the device in the layout of the file: see `lay_out`.
+        self.patcher = make_patcher(self.first_stage_model, self.device, offload_device, disable_dynamic=True)
 
     def build(self, state_dict):
         """Return the network, encoder and decoder each in its own dtype."""
@@ -110,9 +137,9 @@ class HostVAE(comfy.sd.VAE):
         """Kernels and thresholds for the device."""
         return vae_runtime(self.device)
 
-    def plan(self, plan, shape, tile, dtype):
+    def plan(self, plan, shape, tile, dtype, runtime=None):
         """Return the `plan_decode` or `plan_encode` of this VAE on its device."""
-        return plan(self.config, shape, tile, dtype, self.runtime)
+        return plan(self.config, shape, tile, dtype, runtime or self.runtime)
 
     def vae_output_dtype(self):
         """Return the dtype of the host's images."""
@@ -180,21 +207,35 @@ class HostVAE(comfy.sd.VAE):
 
     # Streams
 
-    def decode_chunks(self, samples, tile=AUTO) -> Iterator[torch.Tensor]:
+    def decode_chunks(self, samples, tile=AUTO, past: Past | None = None, leave=None) -> Iterator[torch.Tensor]:
         """Iterate over images (B, 1 or 4, H, W, 3) in time, off the device; arguments as in `decode`.
 
-        Unless the device is the CPU, the next chunk is computed while one is returned.
+        past: of the decode of the frames before, which `samples` follow. leave: called with the `Past` after the last
+        frame, its tensors in RAM. Unless the device is the CPU, the next chunk is computed while one is returned.
         """
-        shape, stride = tuple(samples.shape), self.config.decoded_stride
-        frame = shape[3] * stride, shape[4] * stride
-        stream = self.first_stage_model.decode_stream(
+        steps, goes_on = StepProgress(samples.shape[2]), leave is not None
+        stream = self.decoder(samples, tile, self.runtime, steps, past, goes_on)
+        chunks = self.frames(stream)
+        return then(chunks, lambda: leave(stream.past(RAM))) if goes_on else chunks
+
+    def decoder(self, samples, tile, runtime: Runtime, on_step, past: Past | None = None, goes_on=False) -> Stream:
+        """Return the stream of a decode, arguments as in `decode` and `WanVAE.decode_stream`, with the VAE loaded."""
+        shape, stride = list(samples.shape), self.config.decoded_stride
+        frame = (shape[3] * stride, shape[4] * stride)
+        if past is not None or goes_on:
+            shape[2] = None  # the caches are kept, as if more frames could follow
+        return self.first_stage_model.decode_stream(
             samples,
             device=self.device,
             dtype=self.vae_dtype,
-            on_step=StepProgress(shape[2]),
-            runtime=self.runtime,
-            **self.prepare(plan_decode, fit_decode, shape, frame, tile, self.vae_dtype),
+            on_step=on_step,
+            past=past,
+            goes_on=goes_on,
+            **self.prepare(plan_decode, fit_decode, tuple(shape), frame, tile, self.vae_dtype, runtime),
         )
+
+    def frames(self, stream: Stream) -> Iterator[torch.Tensor]:
+        """Iterate over the images of a `decoder`, off the device; it goes on in smaller tiles if memory runs out."""
         images = (self.images(chunk) for chunk in resumed(stream, lambda: compat.on_device(self.device)))
         return off_device(images, self.device, self.output_device)
 
@@ -214,11 +255,10 @@ class HostVAE(comfy.sd.VAE):
             device=self.device,
             dtype=self.encode_dtype,
             on_step=StepProgress(geometry.latent_frames(shape[2] or expected)),
-            runtime=self.runtime,
-            **self.prepare(plan_encode, fit_encode, shape, shape[3:], tile, self.encode_dtype),
+            **self.prepare(plan_encode, fit_encode, shape, shape[3:], tile, self.encode_dtype, self.runtime),
         )
-        for latent in resumed(stream, self.exactly):
-            yield latent.to(device=self.output_device, dtype=self.vae_output_dtype())
+        latents = (latent.to(self.vae_output_dtype()) for latent in resumed(stream, self.exactly))
+        yield from off_device(latents, self.device, self.output_device)
 
     @contextmanager
     def exactly(self) -> Iterator[None]:
@@ -226,28 +266,40 @@ class HostVAE(comfy.sd.VAE):
         with compat.on_device(self.device), exact(self.encode_dtype):
             yield
 
-    def prepare(self, plan, fit, shape, frame, tile, dtype) -> dict:
-        """Load the VAE on its device with memory to spare for the work; return the stream's `tile` and `park`.
+    def prepare(self, plan, fit, shape, frame, tile, dtype, runtime) -> dict:
+        """Load the VAE on its device with memory to spare for the work; return the stream's tile, park and runtime.
 
         plan, fit: of the work, on `shape`. frame: (height, width) in pixels. tile: as in `decode`; `AUTO` is the
         largest that fits in the free memory after loading.
         """
         chosen = None if tile == AUTO else tuple(t or max(side, MIN_TILE) for t, side in zip(tile, frame, strict=True))
-        needed = self.plan(plan, shape, chosen, dtype).peak_bytes
-        least = needed if chosen else self.plan(plan, shape, fit(self.config, shape, 0, dtype), dtype).peak_bytes
+        smallest = chosen or fit(self.config, shape, 0, dtype, runtime)
+        needed, least = (self.plan(plan, shape, each, dtype, runtime).peak_bytes for each in (chosen, smallest))
         with compat.on_device(self.device):
             comfy.model_management.load_models_gpu(
                 [self.patcher],
                 memory_required=needed,
                 minimum_memory_required=least,  # beyond this, keep weights loaded
             )
+        return self.fitted(plan, fit, shape, chosen, dtype, runtime)
+
+    def fitted(self, plan, fit, shape, tile, dtype, runtime) -> dict:
+        """Return the stream's tile, park and runtime for the memory that is free now; arguments as in `prepare`.
+
+        tile: (height, width) in pixels, None for the largest that fits.
+        """
         budget = compat.free_memory(self.device) * USABLE
-        if tile == AUTO:
-            chosen = fit(self.config, shape, budget, dtype, self.runtime)
-        work = self.plan(plan, shape, chosen, dtype)
+        tile = tile or fit(self.config, shape, budget, dtype, runtime)
+        work = self.plan(plan, shape, tile, dtype, runtime)
         logging.info("Wan VAE: %s", work)
         stays = work.peak_bytes + work.parked_bytes <= budget
-        return {"tile": chosen, "park": self.device if stays else RAM}
+        return {"tile": tile, "park": self.device if stays else RAM, "runtime": runtime}
+
+
+def then(items: Iterable, action: Callable[[], None]) -> Iterator:
+    """Yield `items`, then call `action`."""
+    yield from items
+    action()
 
 
 class StepProgress:

@@ -3,12 +3,9 @@
 Neither direction holds the whole clip: memory depends on a few frames and not on the length.
 """
 
-import errno
 import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
@@ -20,7 +17,9 @@ from comfy_api.latest import Input, InputImpl, Types
 from ...wan_model import geometry
 from ...wan_model.variants import TIME_STRIDE
 from . import vae as host_vae
+from .decoding import Decoding
 from .video_file import expected_frames, read_frames
+from .whole_file import whole_file
 
 
 def decode(vae, samples: torch.Tensor, tile, fps: float, audio: dict | None = None) -> Input.Video:
@@ -46,6 +45,11 @@ def decode(vae, samples: torch.Tensor, tile, fps: float, audio: dict | None = No
                 yield from chunk[0]
 
     return StreamedVideo(frames, shape, Fraction(fps), audio)
+
+
+def part(decoding: Decoding, fps: float, audio: dict | None = None) -> Input.Video:
+    """Return the VIDEO of the frames that follow those of `decoding.before`; they are decoded when it is saved."""
+    return StreamedVideo(lambda: chain.from_iterable(decoding.chunks()), decoding.shape, Fraction(fps), audio)
 
 
 def encode(vae, video: Input.Video, tile) -> torch.Tensor:
@@ -200,25 +204,3 @@ class StreamedVideo(Input.Video):
         rate = self.audio["sample_rate"]
         start, stop = (round(frame * rate / self.frame_rate) for frame in (first, first + count))
         return {**self.audio, "waveform": self.audio["waveform"][..., start:stop]}
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to, which is renamed to `path` on success and removed on failure.
-
-    Raise OSError if the disk is full.
-    """
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        partial.unlink(missing_ok=True)
-        raise OSError(
-            f"The disk is full: {path.name} needs more than the {shutil.disk_usage(path.parent).free:,} bytes that are "
-            f"free in {path.parent}. Free some space there or save to another disk."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Copies of decoded frames from the device while the next ones are computed."""
+"""Copies from the device to RAM while the device goes on: of decoded frames, and of previews."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -32,6 +32,14 @@ def off_device(chunks: Iterable[torch.Tensor], device: torch.device, target: tor
     if device.type == "cuda" and target.type == "cpu":
         return fetched(chunks, CudaCopy(device))
     return (chunk.to(target) for chunk in chunks)
+
+
+def begin_copy(x: torch.Tensor) -> Finish:
+    """Begin a copy of `x` to RAM; return a function that waits for it and returns it.
+
+    On CUDA the copy waits only for the work that is queued now, and not for what comes after it.
+    """
+    return CudaCopy(x.device)(x) if x.device.type == "cuda" else x.cpu
 
 
 class CudaCopy:
