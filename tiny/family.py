@@ -1,5 +1,6 @@
 """The demo family's files: where they lie, how they are written, and a plain way to make a clip with them."""
 
+import re
 from pathlib import Path
 
 import ftfy
@@ -22,8 +23,10 @@ FOLDERS = {
     "t2v": "diffusion_models",
     "i2v": "diffusion_models",
     "t2v_4step_lora": "loras",
+    "causal": "diffusion_models",
 }
 SIZE = (5, 8, 8)  # of a demo clip's latent: frames, rows, columns
+MATRIX = re.compile(r"(blocks\.|time_projection\.).*\.weight$")  # of a DiT, where it has two axes
 TEXT = {"d_model": 128, "d_kv": 64, "num_heads": 2, "d_ff": 256, "num_layers": 2}  # sizes of the text encoder
 STATS = WAN21
 
@@ -34,15 +37,24 @@ def path(kind: str) -> Path:
 
 
 def save(kind: str, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
-    """Write `weights` in float16, whole numbers as they are, and `metadata`; return the file's path."""
+    """Write `weights` in float16, whole numbers and float8 as they are, and `metadata`; return the file's path."""
     file = path(kind)
     file.parent.mkdir(parents=True, exist_ok=True)
-    half = {name: weight.half() if weight.is_floating_point() else weight for name, weight in weights.items()}
+    kept = {torch.float8_e4m3fn} | {weight.dtype for weight in weights.values() if not weight.is_floating_point()}
+    half = {name: weight if weight.dtype in kept else weight.half() for name, weight in weights.items()}
     partial = file.with_suffix(".partial")
     contiguous = {name: weight.contiguous() for name, weight in half.items()}
     save_file(contiguous, partial, metadata={"format": "pt"} | (metadata or {}))
     partial.replace(file)
     return file
+
+
+def in_eight_bits(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a DiT with the matrices of its blocks and of the time projection, nearly all, in float8_e4m3fn."""
+    return {
+        name: weight.to(torch.float8_e4m3fn) if MATRIX.match(name) and weight.ndim == 2 else weight
+        for name, weight in weights.items()
+    }
 
 
 def normalise(mu: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from . import scenes
 CONTRAST = 0.5  # of the strongest difference from the background: beyond it a pixel belongs to the shape
 GRAY = 0.25  # saturation below which a colour is white, gray or black
 FAR, GROWN, TURNED = 0.12, 1.4, 0.35  # of the shorter side; ratio of areas; radians: less is no motion
+ROUND = 1.5 * np.pi  # radians: less is no way around
 ANGLES = np.linspace(0, np.pi / 2, 15, endpoint=False)
 
 
@@ -96,7 +97,9 @@ def name_motion(blobs: list[np.ndarray], folds: int) -> str:
     centres = np.array([ndimage.center_of_mass(blob) for blob in blobs]) / side  # (T, 2): y, x
     areas = np.array([blob.sum() for blob in blobs], dtype=float)
     net, spans = centres[-1] - centres[0], np.ptp(centres, axis=0)
-    axis = int(np.argmax(spans))
+    axis, around = int(np.argmax(spans)), _around(centres)
+    if spans.min() > FAR and abs(around) > ROUND:
+        return ("around counterclockwise", "around clockwise")[int(around > 0)]
     if spans[axis] > FAR:
         if abs(net[axis]) < 0.5 * spans[axis]:
             return ("bounce vertically", "bounce sideways")[axis]
@@ -106,6 +109,13 @@ def name_motion(blobs: list[np.ndarray], folds: int) -> str:
         return "grow" if growth > 1 else "shrink"
     turned = _turned(blobs, folds) if folds else 0.0
     return "still" if abs(turned) < TURNED else scenes.TURNS[int(turned < 0)]
+
+
+def _around(centres: np.ndarray) -> float:
+    """Radians by which a track of centres (T, 2) goes around its middle, with the clock as positive."""
+    y, x = (centres - centres.mean(axis=0)).T
+    angles = np.unwrap(np.arctan2(y, x))
+    return float(angles[-1] - angles[0])
 
 
 def _turned(blobs: list[np.ndarray], folds: int) -> float:

@@ -43,6 +43,8 @@ ENGLISH = {
     "counterclockwise": "turns counterclockwise",
     "bounce vertically": "bounces up and down",
     "bounce sideways": "bounces left and right",
+    "around clockwise": "moves clockwise",  # these two only in scenes without an end
+    "around counterclockwise": "moves counterclockwise",
 }
 CHINESE = {
     "red": "\u7ea2\u8272",
@@ -174,22 +176,32 @@ def positions(scene: Scene, frames: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
 def cover(scene: Scene, height: int = SIDE, width: int = SIDE, frames: int = FRAMES) -> torch.Tensor:
     """How much of each pixel the shape covers: float32 (frames, height, width) in [0, 1]."""
-    x, y, radius, angle = (torch.from_numpy(value).float()[:, None, None] for value in positions(scene, frames))
+    return draw(scene.shape, positions(scene, frames), height, width)
+
+
+def draw(shape: str, track: tuple[np.ndarray, ...], height: int = SIDE, width: int = SIDE) -> torch.Tensor:
+    """`cover` of a shape on a track as `positions` gives it."""
+    x, y, radius, angle = (torch.from_numpy(value).float()[:, None, None] for value in track)
     side = min(height, width)
     rows = torch.arange(height)[:, None] + 0.5 - y * height  # (frames, height, 1)
     cols = torch.arange(width)[None, :] + 0.5 - x * width  # (frames, 1, width)
     u = cols * angle.cos() + rows * angle.sin()
     v = rows * angle.cos() - cols * angle.sin()
-    return (0.5 - distance(scene.shape, u, v, radius * side)).clamp(0, 1)
+    return (0.5 - distance(shape, u, v, radius * side)).clamp(0, 1)
 
 
 def render(scene: Scene, height: int = SIDE, width: int = SIDE, frames: int = FRAMES) -> torch.Tensor:
     """The clip: float32 (3, frames, height, width) in [-1, 1], its edges smoothed over one pixel."""
+    return paint(scene, cover(scene, height, width, frames))
+
+
+def paint(scene: Scene, covered: torch.Tensor) -> torch.Tensor:
+    """Pixels (3, frames, height, width) in [-1, 1] in the colours of `scene`, whose shape covers `covered` of each."""
     shape, ground = (
         (torch.tensor(colour) / 255 * shade).clamp(0, 1).view(3, 1, 1, 1) * 2 - 1
         for colour, shade in zip((COLOURS[scene.colour], BACKGROUNDS[scene.background]), scene.shades, strict=True)
     )
-    return ground + (shape - ground) * cover(scene, height, width, frames)
+    return ground + (shape - ground) * covered
 
 
 def distance(shape: str, u: torch.Tensor, v: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@
     python -m tiny.train dits       about seven hours
     torchrun --nproc-per-node 2 -m tiny.train dits      half of that, on two cores
     python -m tiny.train lora       about 20 minutes on one core
+    python -m tiny.train causal     about 95 minutes on one core
 
 A stopped run goes on where it was. Its state and log are in `tiny/runs`.
 """
@@ -18,8 +19,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from . import family, tokenizer, train_dit, train_lora, train_vae
-from .trainer import place
+from . import family, tokenizer, train_causal, train_dit, train_lora, train_vae
+from .trainer import place, process_group
 from wan_model.weights.marks import LATENT_RGB
 
 RUNS = Path(__file__).resolve().parent / "runs"
@@ -39,7 +40,9 @@ def dits(folder: Path) -> None:
     encoder, dit = pair.encoder.state_dict(), pair.dit.state_dict()
     encoder.pop("encoder.embed_tokens.weight")  # the same tensor as shared.weight
     spiece = torch.frombuffer(bytearray(tokenizer.demo()), dtype=torch.uint8)
-    files = {"umt5": encoder | {tokenizer.TENSOR: spiece}, "t2v": train_dit.text_to_video(dit), "i2v": dit}
+    small = family.in_eight_bits(dit)
+    same = {name: weight.to(dit[name].dtype) for name, weight in small.items()}  # as precise, in float16
+    files = {"umt5": encoder | {tokenizer.TENSOR: spiece}, "t2v": train_dit.text_to_video(same), "i2v": small}
     if place()[0] == 0:
         for kind, weights in files.items():
             log.info("%s", family.save(kind, weights, colours() if kind in ("t2v", "i2v") else None))
@@ -57,7 +60,13 @@ def lora(folder: Path) -> None:
     log.info("%s", family.save(train_lora.KIND, student.file()))
 
 
-PARTS = {"vae": vae, "dits": dits, "lora": lora}
+def causal(folder: Path) -> None:
+    """The causal DiT, with how it is run in its header."""
+    dit = train_causal.train(family.load_dit("t2v"), family.load_vae(), family.TextEncoder(), folder)
+    log.info("%s", family.save("causal", family.in_eight_bits(dit.state_dict()), colours() | train_causal.header()))
+
+
+PARTS = {"vae": vae, "dits": dits, "lora": lora, "causal": causal}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -72,9 +81,9 @@ def main(arguments: list[str] | None = None) -> None:
         alone = [part for part in options.parts if part != "dits"]
         if alone:
             parser.error(f"one process trains this: start python -m tiny.train {' '.join(alone)}")
-        dist.init_process_group("gloo")
-    for part in options.parts:
-        PARTS[part](options.runs / part)
+    with process_group():
+        for part in options.parts:
+            PARTS[part](options.runs / part)
 
 
 if __name__ == "__main__":

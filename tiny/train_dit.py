@@ -207,9 +207,13 @@ class Task:
 
 def cells(shown: scenes.Scene) -> Tensor:
     """How much of each cell of each token the shape covers: uint8 (L, CELLS), tokens by frame, row and column."""
-    cover = scenes.cover(shown)
+    return by_cells(scenes.cover(shown))
+
+
+def by_cells(cover: Tensor) -> Tensor:
+    """The cells of what a shape covers of each pixel (T, 64, 64), as `cells` has them."""
     cover = torch.cat((cover[:1].expand(3, -1, -1), cover))  # the first latent frame is one frame, the others are four
-    cover = cover.unflatten(2, (4, 4, 4)).unflatten(1, (4, 4, 4)).unflatten(0, (5, 4))  # three a side
+    cover = cover.unflatten(2, (4, 4, 4)).unflatten(1, (4, 4, 4)).unflatten(0, (-1, 4))  # three a side
     return (cover.mean(dim=(4, 7)) * 255).round().byte().permute(0, 2, 4, 1, 3, 5).reshape(-1, CELLS)
 
 

@@ -4,7 +4,8 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +21,22 @@ SAVE_EVERY = 100  # steps
 def cosine(step: int, steps: int, peak: float, warm_up: int = 50) -> float:
     """A learning rate that rises to `peak` in `warm_up` steps and falls to 0 at `steps`."""
     return peak * min(1, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Train together with the other processes that torchrun has started, if it has.
+
+    The group is left at the end: a process that exits within one aborts now and then, as its threads still run.
+    """
+    if not dist.is_torchelastic_launched():
+        yield
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def place() -> tuple[int, int]:
