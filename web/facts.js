@@ -1,20 +1,24 @@
 // What a node tells of its file, its clip or its run.
 
 import { chosenFile, fileOf, filesBefore, infoOf, loaderOf, makerOfLatent } from "./files.js"
-import { widgetValue } from "./graph.js"
+import { source, upstream, widgetValue } from "./graph.js"
 import { kindOf } from "./nodes.js"
+import { bar, schedule } from "./pictures.js"
+import { reportFacts } from "./reports.js"
 import { ask } from "./server.js"
 import { clockTime, say } from "./text.js"
 
 const GIB = 2 ** 30
 const STRIDE = 4 // frames of a latent frame
+const SCHEDULE = ["steps", "shift", "solver", "denoise", "preset", "boundary", "start_step", "end_step"] // of the sampler
 const USUAL = { side_step: 16, frame_rate: 16 } // of clips whose VAE is not known: Wan 2.1's
 
-const FACTS = { file: fileFacts, clip: clipFacts, run: runFacts }
+const FACTS = { file: fileFacts, clip: clipFacts, video: clipFacts, run: runFacts }
 
-/** Lines about `node` in the editor's language. */
+/** Lines about `node` in the editor's language: a text, or { text, picture } with an element to show below it. */
 export async function factsOf(node) {
-    return (await FACTS[kindOf(node).note]?.(node)) ?? []
+    const facts = (await FACTS[kindOf(node).note]?.(node)) ?? []
+    return [...facts, ...reportFacts(node)]
 }
 
 /** `side_step` and `frame_rate` of the clips of the model whose VAE is connected to `node`. */
@@ -53,11 +57,34 @@ async function clipFacts(node) {
 }
 
 async function runFacts(node) {
+    const [noise, memory] = await Promise.all([noiseFacts(node), memoryFacts(node)])
+    return [...noise, ...memory]
+}
+
+async function noiseFacts(node) {
+    if (source(node, "sigmas")) return [] // another node's
+    const given = { names: filesBefore(node).join("\n") }
+    for (const name of SCHEDULE) given[name] = widgetValue(node, name)
+    const models = [loaderOf(node, "model"), loaderOf(node, "low_noise_model")]
+    const known = await Promise.all(models.map(infoOf))
+    if (known.every(Boolean)) [given.model, given.low_noise_model] = models.map(fileOf)
+    const found = Object.values(given).includes(undefined) ? null : await ask("noise", given)
+    if (!found) return []
+    const { sigmas, switch: change } = found
+    const ends = [sigmas[0], sigmas.at(-1)].map((sigma) => sigma.toFixed(2))
+    const facts = [{ text: say("noise", sigmas.length - 1, ...ends), picture: schedule(sigmas, change) }]
+    if (change !== null) facts.push(say("change", change, sigmas.length - 1 - change))
+    return facts
+}
+
+async function memoryFacts(node) {
     const found = await estimate(node)
     if (!found) return []
-    const lines = [say("memory", found.device.split(" : ")[0], gib(found.peak), gib(found.free))]
+    const { peak, free, ram, ram_free: ramFree } = found
+    const lines = [{ text: say("memory", found.device.split(" : ")[0], gib(peak), gib(free)), picture: bar(peak / free) }]
     if (found.decoding?.tiles > 1) lines.push(say("tiles", found.decoding.tiles))
-    if (found.offloaded) lines.push(say("offloaded", gib(found.offloaded)), say("ram", gib(found.ram), gib(found.ram_free)))
+    if (found.offloaded) lines.push(say("offloaded", gib(found.offloaded)))
+    if (free !== ramFree) lines.push({ text: say("ram", gib(ram), gib(ramFree)), picture: bar(ram / ramFree) })
     if (found.seconds != null) lines.push(say("time", clockTime(found.seconds)))
     if (!found.fits) lines.push(say("tight"))
     return lines
@@ -71,10 +98,13 @@ async function estimate(node) {
     const given = { model: fileOf(loader), weight_dtype: widgetValue(loader, "weight_dtype") }
     if (await infoOf(low)) given.low_noise_model = fileOf(low)
     if (chosenFile(loader, "vace_name")) given.vace_name = chosenFile(loader, "vace_name")
+    if (widgetValue(loader, "causal")) given.causal = widgetValue(loader, "causal")
     const vae = loaderOf(maker, "vae")
     if ((await infoOf(vae))?.channels === model.channels) given.vae = fileOf(vae)
     for (const name of ["width", "height", "length", "batch_size"]) given[name] = widgetValue(maker, name)
     for (const name of ["steps", "guidance", "preset"]) given[name] = widgetValue(node, name)
+    const parallel = upstream(node, "model", (found) => found.comfyClass === "WanParallel")
+    if (parallel) for (const name of ["devices", "weights"]) given[name] = widgetValue(parallel, name)
     given.names = filesBefore(node).join("\n")
     return Object.values(given).includes(undefined) ? null : ask("estimate", given)
 }

@@ -47,7 +47,7 @@ class Note {
         this.text = document.createElement("div")
         const element = document.createElement("div")
         element.style.cssText = "font-size: 11px; line-height: 1.4; color: var(--input-text); overflow-wrap: anywhere"
-        if (kindOf(node).note === "clip") {
+        if (["clip", "video"].includes(kindOf(node).note)) {
             this.menu = new SizeMenu(node)
             element.append(this.menu.element)
         }
@@ -62,7 +62,7 @@ class Note {
         const asked = [factsOf(this.node), problemsOf(this.node), suggestion, this.menu?.update()]
         const [facts, problems, suggested] = await Promise.all(asked)
         if (turn !== this.turn) return // the graph has changed since
-        const lines = [...facts.map((text) => line("fact", text)), ...problems.map(problemLine)]
+        const lines = [...facts.map(factLine), ...problems.map(problemLine)]
         if (suggested) lines.push(offer(this.node, suggested))
         this.text.replaceChildren(...lines)
         this.panel.show(Boolean(this.menu || lines.length))
@@ -73,6 +73,12 @@ function line(kind, text) {
     const element = document.createElement("div")
     element.className = `wan-${kind}`
     element.textContent = text
+    return element
+}
+
+function factLine(fact) {
+    const element = line("fact", fact.text ?? fact)
+    if (fact.picture) element.append(fact.picture)
     return element
 }
 

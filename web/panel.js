@@ -1,6 +1,7 @@
 // A DOM element under the widgets of a node, which saves nothing and is as high as what it holds.
 
 const MARGIN = 6
+const PICTURE = 200 // pixels of a picture and its words at least
 
 /**
  * Adds `element` under the widgets of `node`. minHeight: how high it is at least once it shows something; it may grow.
@@ -28,4 +29,15 @@ export function addPanel(node, name, element, minHeight) {
             node.graph?.setDirtyCanvas(true, true)
         },
     }
+}
+
+/** Adds a panel of the element `picture` with a line of words, its `label`, below. */
+export function addPicture(node, name, picture) {
+    picture.style.cssText = "width: 100%; height: calc(100% - 18px); object-fit: contain"
+    const label = document.createElement("div")
+    label.style.cssText = "height: 18px; font-size: 11px; text-align: center; color: var(--input-text)"
+    const element = document.createElement("div")
+    element.style.cssText = `height: 100%; min-height: ${PICTURE}px`
+    element.append(picture, label)
+    return { label, ...addPanel(node, name, element, PICTURE) }
 }

@@ -2,11 +2,10 @@
 
 import { api } from "../../scripts/api.js"
 import { nodeAt } from "./graph.js"
-import { addPanel } from "./panel.js"
+import { addPicture } from "./panel.js"
 import { clockTime, say } from "./text.js"
 
 const EVENT = "wan.preview"
-const HEIGHT = 200 // pixels of the picture and its words at least
 
 const players = new WeakMap() // node -> its Player
 
@@ -28,13 +27,8 @@ class Player {
     constructor(node) {
         this.node = node
         this.canvas = document.createElement("canvas")
-        this.canvas.style.cssText = "width: 100%; height: calc(100% - 18px); object-fit: contain"
-        this.label = document.createElement("div")
-        this.label.style.cssText = "height: 18px; font-size: 11px; text-align: center; color: var(--input-text)"
-        const element = document.createElement("div")
-        element.style.cssText = `height: 100%; min-height: ${HEIGHT}px`
-        element.append(this.canvas, this.label)
-        this.panel = addPanel(node, "preview", element, HEIGHT)
+        this.panel = addPicture(node, "preview", this.canvas)
+        this.label = this.panel.label
     }
 
     /** Shows the state of a run and gets its picture, unless an older one is still on its way. */
@@ -42,9 +36,16 @@ class Player {
         const parts = [say("step", state.step, state.steps), say("pace", round(state.seconds_per_step))]
         if (state.step < state.steps) parts.push(say("left", clockTime(state.seconds_left)))
         this.label.textContent = parts.join(" · ")
-        this.panel.show(true)
         this.newest = state
+        if (state.prompt_id === this.left) return
+        this.panel.show(true)
         if (!this.fetching) this.fetch()
+    }
+
+    /** Shows no more of this run. */
+    leave() {
+        this.left = this.newest?.prompt_id
+        this.panel.show(false)
     }
 
     async fetch() {
@@ -53,7 +54,7 @@ class Player {
         while (state !== this.newest) {
             state = this.newest
             const reply = await api.fetchApi(state.picture).catch(() => null)
-            if (reply?.ok) this.play(await createImageBitmap(await reply.blob()), state)
+            if (reply?.status === 200) this.play(await createImageBitmap(await reply.blob()), state)
         }
         this.fetching = false
     }

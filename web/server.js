@@ -11,6 +11,12 @@ export function ask(question, given) {
     return answers.get(query)
 }
 
+/** The answer to POST /wan/`question` with the values `given` and a body; null where there is none. */
+export async function send(question, given, body) {
+    const reply = await api.fetchApi(`/wan/${question}?${new URLSearchParams(given)}`, { method: "POST", body }).catch(() => null)
+    return reply?.ok ? reply.json() : null
+}
+
 /** Ask anew from now on: files may have changed, and what is known of times and free memory. */
 export function forget() {
     answers.clear()
