@@ -73,6 +73,12 @@ def load_pack() -> Callable[[str], ModuleType]:
     return lambda name: importlib.import_module(f"{str(ROOT).replace('.', '_x_')}.{name}")
 
 
+def run_node(node_id: str, **inputs: object) -> tuple:
+    """The outputs of one of this pack's or the host's V3 nodes."""
+    node = importlib.import_module("nodes").NODE_CLASS_MAPPINGS[node_id]
+    return node.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs).result
+
+
 def write(options: argparse.Namespace, title: str, versions: str, note: str, table: str) -> None:
     """Put a table into the page's section of this script, preset, choice of cases and device."""
     if options.page is None:
