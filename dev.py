@@ -21,6 +21,21 @@ if sys.version_info < (3, 10):  # noqa: UP036, said before the imports below fai
 
 from devtools import browser, environment, host, server
 
+BENCHMARKS = (
+    "vae",
+    "vae_choices",
+    "dit",
+    "end_to_end",
+    "farm",
+    "gpu",
+    "parallel",
+    "parallel_whole",
+    "quality",
+    "preview",
+    "stream",
+    "syncs",
+)
+
 log = logging.getLogger("dev")
 
 
@@ -34,15 +49,23 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         default=os.environ.get("WAN_COMFYUI"),
         help="your own ComfyUI folder (or set WAN_COMFYUI); nothing in it is changed. Default: ComfyUI 0.3.75",
     )
+    editor = argparse.ArgumentParser(add_help=False)
+    editor.add_argument(
+        "--frontend",
+        metavar="VERSION",
+        help="put the editor of this version before the host, or the newest for `latest`; default: the host's own",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="demo | test | bench | serve")
     demo = commands.add_parser("demo", parents=[own], help="make a video from a text prompt")
     demo.add_argument("--prompt", help="what the video shows; default: a red circle moves right on a blue background")
     demo.add_argument("--workflow", metavar="NAME", help="a file of workflows/; default: the demo family's")
-    test = commands.add_parser("test", parents=[own], allow_abbrev=False, help="run the suite; the rest goes to pytest")
+    test = commands.add_parser(
+        "test", parents=[own, editor], allow_abbrev=False, help="run the suite; the rest goes to pytest"
+    )
     test.add_argument("--require-browser", action="store_true", help="fail where no Chromium is found or installed")
     bench = commands.add_parser("bench", parents=[own], allow_abbrev=False, help="compare with other implementations")
-    bench.add_argument("benchmark", choices=("vae", "vae_choices", "dit", "end_to_end", "quality", "preview"))
-    serve = commands.add_parser("serve", parents=[own], help="open the editor")
+    bench.add_argument("benchmark", choices=BENCHMARKS)
+    serve = commands.add_parser("serve", parents=[own, editor], help="open the editor")
     serve.add_argument("--port", type=int, default=8188)
     serve.add_argument("--no-browser", action="store_true", help="only start the server")
     options, options.rest = parser.parse_known_args(arguments)
@@ -59,6 +82,8 @@ def prepare(options: argparse.Namespace) -> tuple[host.Host, environment.Environ
     host.fetch_floor(comfyui, place)
     place.install_all(comfyui.folder / "requirements.txt", options.command)
     host.prepare_base(comfyui.base)
+    if version := getattr(options, "frontend", None):
+        os.environ[server.FRONTEND] = str(place.install_frontend(version))
     if options.command == "test":
         browser.provide(place.python, required=options.require_browser)
     return comfyui, place

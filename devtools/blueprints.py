@@ -21,6 +21,7 @@ SHOWN = (  # the widgets of its nodes that the one node shows
     ("WanTextEncode", "negative"),
     *((node, side) for node in ("WanEmptyLatent", "WanConditioning") for side in ("width", "height", "length")),
     *(("WanSampler", widget) for widget in ("steps", "guidance", "seed")),
+    *(("WanStream", widget) for widget in ("prompts", "negative", "width", "height", "seconds", "seed")),
     ("WanModelLoader", "model_name"),
     ("WanTextEncoderLoader", "text_encoder_name"),
     ("WanVAELoader", "vae_name"),
@@ -47,6 +48,11 @@ BLUEPRINTS = (
         "Makes a video that begins with a picture with Wan 2.2 5B, decoded while it is saved.",
         "wan22_image_to_video_5b",
     ),
+    Blueprint(
+        "Wan 2.1 Endless Video",
+        "Makes a video of any length with a causal model of Wan 2.1, on disk while it is made.",
+        "wan21_endless_video",
+    ),
 )
 
 
@@ -67,6 +73,7 @@ def build(blueprint: Blueprint) -> dict:
         values = (number, origin, origin_slot, target, target_slot, kind)
         keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
         links.append(dict(zip(keys, values, strict=True)))
+    _let_out(blueprint, list(inside.values()), links, outputs)
     subgraph = {
         "id": str(uuid.uuid5(NAMESPACE, blueprint.name)),
         "version": 1,
@@ -99,6 +106,18 @@ def build(blueprint: Blueprint) -> dict:
         "extra": {"BlueprintDescription": blueprint.description},
         "version": 0.4,
     }
+
+
+def _let_out(blueprint: Blueprint, nodes: list[dict], links: list[dict], outputs: list[dict]) -> None:
+    """Lead a VIDEO that nothing takes, of a node that saves it itself, to an output of the subgraph."""
+    for node in nodes:
+        for slot, output in enumerate(node["outputs"]):
+            if output["type"] == "VIDEO" and not output["links"]:
+                number = max(link["id"] for link in links) + 1
+                target = {"target_id": OUTPUTS, "target_slot": len(outputs)}
+                links.append({"id": number, "origin_id": node["id"], "origin_slot": slot, **target, "type": "VIDEO"})
+                output["links"] = [number]
+                outputs.append(_edge(blueprint, output["name"], "VIDEO", number))
 
 
 def _edge(blueprint: Blueprint, name: str, kind: str, link: int) -> dict:

@@ -29,18 +29,24 @@ WORKFLOWS = ROOT / "workflows"
 FAMILY = {
     "wan_tiny_t2v.safetensors": ("wan2.1_t2v_", "wan2.2_t2v_high_noise", "wan2.2_t2v_low_noise"),
     "wan_tiny_i2v.safetensors": ("wan2.2_i2v_high_noise", "wan2.2_i2v_low_noise"),
+    "wan_tiny_causal.safetensors": ("causal_forcing-framewise",),
     "wan_tiny_umt5.safetensors": ("umt5",),
     "wan_tiny_vae.safetensors": ("wan_2.1_vae",),
     "wan_tiny_t2v_4step_lora.safetensors": ("wan2.2_t2v_lightx2v_4steps", "lightx2v_T2V_14B"),
 }
 DEMO_FILES = {real: tiny.name for tiny in random_weights.FILES for real in tiny.stands_in_for}
 DEMO_FILES |= {real: name for name, starts in FAMILY.items() for real in DEMO_FILES if real.startswith(starts)}
-DEMO_VALUES = {"width": scenes.SIDE, "height": scenes.SIDE, "length": scenes.FRAMES}
+DEMO_VALUES = {
+    "width": scenes.SIDE,
+    "height": scenes.SIDE,
+    "length": scenes.FRAMES,
+    "seconds": (scenes.FRAMES - 1) / 16,
+}
 SAMPLING = {"steps": STEPS, "shift": SHIFT, "guidance": GUIDANCE, "low_noise_guidance": 0.0}  # 0: as guidance
 DEMO_VALUES |= SAMPLING
 DEMO_WORKFLOW = "Try it - tiny text to video"
 DEMO_PROMPT = "a red circle moves right on a blue background"
-PROMPT_INPUT = "positive"  # of WanTextEncode
+PROMPT_INPUTS = ("positive", "prompts")  # of WanTextEncode and WanStream
 
 log = logging.getLogger("dev")
 
@@ -73,8 +79,7 @@ def adapt(prompt: dict, text: str) -> dict:
                 inputs[name] = DEMO_FILES.get(value, value)
             elif name in wanted and not isinstance(value, list):
                 inputs[name] = wanted[name]
-        if isinstance(inputs.get(PROMPT_INPUT), str):
-            inputs[PROMPT_INPUT] = text
+        inputs |= {name: text for name in PROMPT_INPUTS if isinstance(inputs.get(name), str)}
     return adapted
 
 

@@ -1,5 +1,6 @@
 """ComfyUI's graph editor in a real browser: opened, filled with a workflow, and run with its own Run button."""
 
+import base64
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +22,9 @@ SETTINGS = {  # a first visit without its tour and its dialogs
     "Comfy.TutorialCompleted": True,
     "Comfy.Minimap.Visible": False,
     "Comfy.InstalledVersion": "1.99.0",
-    "Comfy.VueNodes.Enabled": False,  # the server remembers what the last visit chose
-    "Comfy.Locale": "en",
+    "Comfy.Locale": "en",  # the server remembers what the last visit chose
 }
+RENDERER = "Comfy.VueNodes.Enabled"  # the newer renderer, which draws nodes as elements of the page
 RUN_BUTTON = 'button[data-testid="queue-button"], [data-testid="queue-button"] button'
 READY = """() => {
     const app = window.app ?? window.comfyAPI?.app?.app
@@ -41,7 +42,31 @@ DRAWN = """async () => {
     app.canvas.setDirty(true, true)
     for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame)
 }"""
-UNCOVERED = "([x, y]) => document.elementFromPoint(x, y)?.id === 'graph-canvas'"
+UNCOVERED = """([x, y]) => {
+    const met = document.elementFromPoint(x, y)
+    return met?.id === "graph-canvas" || Boolean(met?.closest("[data-node-id]"))
+}"""  # the canvas, or a node that the newer renderer draws above it
+SOCKET = """([type, isInput, name]) => {
+    const node = app.graph._nodes.find((node) => node.type === type)
+    const index = (isInput ? node.inputs : node.outputs).findIndex((slot) => slot.name === name)
+    const drawn = document.querySelector(`[data-slot-key="${node.id}-${isInput ? "in" : "out"}-${index}"]`)
+    if (drawn) {
+        const { x, y, width, height } = drawn.getBoundingClientRect()
+        return [x + width / 2, y + height / 2]
+    }
+    const [x, y] = node.getConnectionPos(isInput, index)
+    const { ds, canvas } = app.canvas
+    const { left, top } = canvas.getBoundingClientRect()
+    return [left + (x + ds.offset[0]) * ds.scale, top + (y + ds.offset[1]) * ds.scale]
+}"""
+DROP = """async ([name, type, content]) => {
+    const bytes = Uint8Array.from(atob(content), (character) => character.charCodeAt(0))
+    const dataTransfer = new DataTransfer()
+    dataTransfer.items.add(new File([bytes], name, { type }))
+    const canvas = document.getElementById("graph-canvas")
+    for (const event of ["dragenter", "dragover", "drop"])
+        canvas.dispatchEvent(new DragEvent(event, { dataTransfer, bubbles: true, cancelable: true }))
+}"""
 MISSING = "(types) => types.filter(type => !(type in LiteGraph.registered_node_types))"
 SET = """([type, widget, value]) => {
     for (const graph of [app.graph, ...app.graph.subgraphs.values()])
@@ -55,14 +80,15 @@ SET = """([type, widget, value]) => {
 
 
 class Editor:
-    """The editor of the server at `url` in `page`.
+    """The editor of the server at `url` in `page`, by default in one of its two renderers.
 
     `errors` collects what the browser's console says of this pack's files and routes.
     """
 
-    def __init__(self, page: Page, url: str):
+    def __init__(self, page: Page, url: str, *, newer_renderer: bool = False):
         self.page = page
         self.url = url
+        self.usual = SETTINGS | {RENDERER: newer_renderer}
         self.errors: list[str] = []
         page.set_default_timeout(PATIENCE)
         page.on("console", self._note)
@@ -70,7 +96,7 @@ class Editor:
 
     def go(self, settings: dict[str, object] | None = None) -> None:
         """Open the editor, with other `settings` than the usual, and wait until it has opened its first workflow."""
-        self.page.request.post(f"{self.url}/settings", data=SETTINGS | (settings or {}))
+        self.page.request.post(f"{self.url}/settings", data=self.usual | (settings or {}))
         self.page.goto(self.url)
         self.page.wait_for_function(READY)
         self.page.locator(RUN_BUTTON).first.wait_for()
@@ -92,13 +118,18 @@ class Editor:
         return self.page.evaluate(MISSING, sorted({node["type"] for node in workflow["nodes"]} - subgraphs))
 
     def point(self, x: float, y: float) -> None:
-        """Move the mouse to a point of the canvas, in pixels of the window, when the canvas can be met there.
+        """Move the mouse to a point of the canvas or of a node, in pixels of the window, when it can be met there.
 
-        It has to be drawn as the graph is now, and a dialog that fades out covers it for a while.
+        The graph has to be drawn as it is now, and a dialog that fades out covers it for a while.
         """
         self.page.evaluate(DRAWN)
         self.page.wait_for_function(UNCOVERED, arg=[x, y])
         self.page.mouse.move(x, y, steps=4)
+
+    def socket(self, type: str, name: str, *, is_input: bool) -> tuple[float, float]:
+        """Return where the input or output `name` of the first node of a `type` is drawn, in pixels of the window."""
+        self.page.evaluate(DRAWN)
+        return tuple(self.page.evaluate(SOCKET, [type, is_input, name]))
 
     def close_dialogs(self) -> None:
         """Close what covers the canvas."""
@@ -112,6 +143,10 @@ class Editor:
         Nodes inside subgraphs are among them.
         """
         self.page.evaluate(SET, [type, widget, value])
+
+    def drop(self, name: str, content: bytes, type: str = "") -> None:
+        """Drop the file `name` onto the canvas. type: its media type, empty as in a browser that does not know it."""
+        self.page.evaluate(DROP, [name, type, base64.b64encode(content).decode()])
 
     def run(self, timeout: float = 120) -> None:
         """Press Run and wait for the end. Raise ValueError with what the server said where it is not a success."""

@@ -20,13 +20,14 @@ TORCH_COMPANIONS = ["torchvision==0.28.0", "torchaudio==2.11.0"]  # the ones tha
 FUZZER = "atheris; sys_platform == 'linux' and python_version < '3.14'"  # has no wheels elsewhere
 OFFICIAL_TEMPLATES = "comfyui-workflow-templates-json==0.1.123"  # the newest
 TEMPLATES_FOLDER = "official-templates"  # beside the packages: a host serves its templates from its own older version
+FRONTEND = "comfyui-frontend-package"
 TRITON = "triton>=3.4; sys_platform == 'linux'"  # which no torch without CUDA brings along
 EXTRA_PACKAGES = {  # what a command of dev.py needs besides
     "test": [
         *("pytest>=9", "pytest-timeout", "ruff==0.17.6", "mypy==2.4.1", "comfy-test==0.4.15"),
-        *("playwright==1.65.2", "gguf>=0.17", FUZZER, TRITON),
+        *("playwright==1.65.2", "gguf>=0.17", "pathspec>=1", FUZZER, TRITON),
     ],
-    "bench": ["diffusers==0.42.1"],  # a peer to compare with
+    "bench": ["diffusers==0.42.1", "gguf>=0.17"],  # a peer to compare with, and for the files that are checked
 }
 
 log = logging.getLogger("dev")
@@ -111,6 +112,15 @@ class Environment:
         if command == "test":
             target = ("--no-deps", "--upgrade", "--target", str(self.folder / TEMPLATES_FOLDER))
             self.install("official templates", [OFFICIAL_TEMPLATES], *target)
+
+    def install_frontend(self, version: str) -> Path:
+        """Install the editor of `version`, or the newest for "latest", beside the host; return its folder of pages."""
+        group, folder = f"frontend-{version}", self.folder / f"frontend-{version}"
+        if version == "latest":  # which another one may be today
+            (self.folder / f"{group}.json").unlink(missing_ok=True)
+        wanted = FRONTEND if version == "latest" else f"{FRONTEND}=={version}"
+        self.install(group, [wanted], "--no-deps", "--upgrade", "--target", str(folder))
+        return folder / FRONTEND.replace("-", "_") / "static"
 
     def has_accelerator(self) -> bool:
         """Whether torch finds a GPU: without one the host must be told to use the CPU."""

@@ -66,13 +66,18 @@ def fetch_floor(host: Host, environment: Environment) -> None:
         shutil.move(tree, host.folder)
 
 
+def make_folders(base: Path) -> None:
+    """Make the folders that a host expects under its base directory."""
+    for name in ("custom_nodes", "input", "output", "models", "user"):
+        (base / name).mkdir(parents=True, exist_ok=True)
+
+
 def prepare_base(base: Path) -> None:
-    """Make the folders a host expects under its base directory, and link this pack into its custom_nodes.
+    """Make the folders of the base directory `base`, and link this pack into its custom_nodes.
 
     A link there, and not in the ComfyUI folder, leaves a user's own ComfyUI as it is.
     """
-    for name in ("custom_nodes", "input", "output", "models", "user"):
-        (base / name).mkdir(parents=True, exist_ok=True)
+    make_folders(base)
     link = base / "custom_nodes" / LINK
     if link.exists() and link.resolve() == ROOT:
         return

@@ -1,10 +1,11 @@
-"""Stacks the nodes of each column of the templates, so that none covers another in either of the editor's renderers.
+"""Moves the nodes of the templates apart, so that none covers another, and leads links around the nodes between.
 
     python -m devtools.layout --comfyui PATH [NAME ...]
 
-with the Python of an environment of `dev.py test`. PATH is the oldest host that has their nodes: it draws nodes the
-largest. A NAME is a file of workflows/; without one, all that this host can open are laid out. Columns stand far enough
-apart for nodes of 1.2 times their size, as that host's newer renderer draws them.
+with the Python of an environment of `dev.py test`; WAN_FRONTEND names the pages of another editor than the host's. A
+NAME is a file of workflows/; without one, all that this host can open are laid out. Nodes only move down their columns,
+so that runs in one host and editor after another leave room for all of them. Columns stand far enough apart for nodes
+of 1.2 times their size, as 0.3.75's newer renderer draws them.
 """
 
 import argparse
@@ -19,12 +20,13 @@ from pathlib import Path
 
 from tiny import examples, random_weights
 
-from . import demo, host
-from .editor import SIZE, Editor, chromium
+from . import demo, host, links
+from .editor import RENDERER, SIZE, Editor, chromium
+from .links import Boxes
 from .server import Server
 
 TITLE = 30  # pixels of a node's title, above its position
-TOP, GAP = 60, 40  # position of the first node of a column; room between a node and the next one's title
+GAP = 40  # pixels between a node and the next one's title
 SHOW_PREVIEWS = """(picture) => {
     for (const { id, type } of app.graph._nodes) {
         const state = { node: String(id), picture, frames: 1, fps: 4, step: 1, steps: 2 }
@@ -39,21 +41,18 @@ SIZES = """async () => {
     return sizes()
 }"""  # once they stay the same
 
-Boxes = dict[int, tuple[float, float, float, float]]  # number of a node -> left, top (of its title), right, bottom
-
 
 def openable(editor: Editor, names: Sequence[str]) -> list[str]:
     """Return those of the templates `names` whose nodes this host has."""
     return [name for name in names if not editor.lacking(demo.load_workflow(name))]
 
 
-def boxes(editor: Editor, name: str) -> Boxes:
-    """Open the template `name` and return where its nodes lie, with their notes and with the samplers' previews.
+def boxes(editor: Editor, workflow: dict) -> Boxes:
+    """Open the template `workflow` and return where its nodes lie, with their notes and with the samplers' previews.
 
     Sizes are the renderer's. Positions are the template's: the newer renderer of 0.3.75 moves most workflows apart, but
     not every one.
     """
-    workflow = demo.load_workflow(name)
     editor.open(demo.with_demo_files(workflow))
     editor.page.evaluate(SHOW_PREVIEWS, f"/view?type=input&filename={examples.FILES[0]}")
     sizes = {number: size for number, *size in editor.page.evaluate(SIZES)}
@@ -74,14 +73,21 @@ def covered(places: Boxes) -> list[tuple[int, int]]:
 
 
 def stack(workflow: dict, heights: dict[int, float]) -> None:
-    """Set each node of `workflow` below those that it would lie on. heights: of the nodes, titles included."""
+    """Move each node of `workflow` down, clear of those above it. heights: of the nodes, titles included."""
     placed = []
     for node in sorted(workflow["nodes"], key=lambda node: (node["pos"][1], node["pos"][0])):
         left, right = node["pos"][0], node["pos"][0] + node["size"][0]
         above = [bottom for bottom, *sides in placed if sides[0] < right and left < sides[1]]
-        top = max(above, default=TOP - TITLE - GAP) + GAP
+        top = max([node["pos"][1] - TITLE, *(bottom + GAP for bottom in above)])
         node["pos"][1] = round(top + TITLE)
         placed.append((top + heights[node["id"]], left, right))
+
+
+def lead_links(editor: Editor, workflow: dict) -> None:
+    """Lead the links of `workflow` that would run under nodes around them, as the editor draws it without points."""
+    workflow["extra"] = {}
+    places = boxes(editor, workflow)
+    links.lead_around(workflow, places, links.ends(editor), {link for link, _ in links.hidden(editor)})
 
 
 def _cross(a: tuple, b: tuple, axis: int) -> bool:
@@ -92,9 +98,9 @@ def measure(editor: Editor, names: Sequence[str]) -> dict[str, dict[int, float]]
     """Return the heights of the nodes of the templates `names`, in the renderer that makes each the taller."""
     heights = {name: {} for name in names}
     for newer_renderer in (False, True):
-        editor.go({"Comfy.VueNodes.Enabled": newer_renderer})
+        editor.go({RENDERER: newer_renderer})
         for name, known in heights.items():
-            for number, (_, top, _, bottom) in boxes(editor, name).items():
+            for number, (_, top, _, bottom) in boxes(editor, demo.load_workflow(name)).items():
                 known[number] = max(known.get(number, 0), bottom - top)
     return heights
 
@@ -127,11 +133,13 @@ def main() -> None:
         editor.go()
         names = options.names or openable(editor, sorted(path.stem for path in demo.WORKFLOWS.glob("*.json")))
         heights = measure(editor, names)
-    for name, known in heights.items():
-        workflow = demo.load_workflow(name)
-        stack(workflow, known)
-        (demo.WORKFLOWS / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
-        logging.info("%s", name)
+        editor.go()
+        for name, known in heights.items():
+            workflow = demo.load_workflow(name)
+            stack(workflow, known)
+            lead_links(editor, workflow)
+            (demo.WORKFLOWS / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
+            logging.info("%s", name)
 
 
 if __name__ == "__main__":

@@ -4,22 +4,30 @@
 
 with the Python of an environment of `dev.py test`. A NAME is a file of workflows/, whose picture lies beside it, or a
 node, whose picture is the small graph of its help page; without one, all that this host can open are taken. The demo
-family's workflows are run before their pictures are taken.
+family's workflows are run before their pictures are taken. The NAME "film" takes the film of a run for the README.
 """
 
+import io
 import json
 import logging
+import time
 from pathlib import Path
+
+from PIL import Image
 
 from tiny import examples, layouts, random_weights
 
 from . import layout
-from .demo import WORKFLOWS
-from .editor import Editor
+from .demo import DEMO_WORKFLOW, WORKFLOWS
+from .editor import RUN_BUTTON, Editor
 from .environment import ROOT
 
 HELP = ROOT / "web" / "docs" / "pictures"
 SIZE = {"width": 1600, "height": 1100}  # of the window, in pixels
+FILM = HELP / "run.webp"
+FILM_NAME = "film"  # on the command line
+FILM_WIDTH = 960  # pixels
+AFTER = 3  # seconds that the saved video is filmed
 OF_THE_FAMILY = "Try it"  # begins the names of the demo family's workflows
 MARGIN = 24  # around a graph, in pixels
 BARS = (130, 70)  # what the editor's own bars cover at the top and at the bottom, in pixels
@@ -59,14 +67,33 @@ GRAPHS = {  # the links of the small graph around each node
         "WanVACE.negative WanSampler.negative",
         "WanVACE.latent WanSampler.latent",
     ),
+    "WanContinue": (
+        "WanTextEncode.positive WanContinue.positive",
+        "WanTextEncode.negative WanContinue.negative",
+        "WanVAEEncode.LATENT WanContinue.previous",
+        "WanContinue.positive WanSampler.positive",
+        "WanContinue.negative WanSampler.negative",
+        "WanContinue.latent WanSampler.latent",
+    ),
     "WanEmptyLatent": ("WanVAELoader.VAE WanEmptyLatent.vae", "WanEmptyLatent.LATENT WanSampler.latent"),
     "WanStepCache": ("WanModelLoader.MODEL WanStepCache.model", "WanStepCache.MODEL WanSampler.model"),
     "WanGuidance": ("WanModelLoader.MODEL WanGuidance.model", "WanGuidance.MODEL WanSampler.model"),
+    "WanParallel": ("WanModelLoader.MODEL WanParallel.model", "WanParallel.MODEL WanSampler.model"),
+    "WanParallelVAE": (
+        "WanVAELoader.VAE WanParallelVAE.vae",
+        "WanParallelVAE.VAE WanVAEDecodeToVideo.vae",
+        "WanVAEDecodeToVideo.VIDEO SaveVideo.video",
+    ),
     "WanSampler": (
         "WanModelLoader.MODEL WanSampler.model",
         *PROMPTS,
         "WanEmptyLatent.LATENT WanSampler.latent",
         "WanSampler.LATENT WanVAEDecodeToVideo.samples",
+    ),
+    "WanStream": (
+        "WanModelLoader.MODEL WanStream.model",
+        "WanTextEncoderLoader.CLIP WanStream.clip",
+        "WanVAELoader.VAE WanStream.vae",
     ),
     "WanVAEEncode": (
         "LoadVideo.VIDEO WanVAEEncode.images",
@@ -79,6 +106,11 @@ GRAPHS = {  # the links of the small graph around each node
         "WanVAEDecode.IMAGE SaveImage.images",
     ),
     "WanVAEDecodeToVideo": ("WanVAELoader.VAE WanVAEDecodeToVideo.vae", *SAVED),
+    "WanVAEDecodePart": (
+        "WanVAELoader.VAE WanVAEDecodePart.vae",
+        "WanSampler.LATENT WanVAEDecodePart.samples",
+        "WanVAEDecodePart.VIDEO SaveVideo.video",
+    ),
     # the last one: the editor would give its "file" to the LoadVideo that follows it under the same number
     "WanModelInfo": ("WanModelInfo.text PreviewAny.source",),
 }
@@ -88,6 +120,9 @@ VALUES = (  # of widgets in the small graphs: node, widget, value
     ("LoadImage", "image", examples.FILES[0]),
     ("LoadVideo", "file", examples.FILES[-1]),
 )
+OF_ONE = {  # values of one small graph alone
+    "WanStream": (("WanModelLoader", "model_name", "causal_forcing-framewise.safetensors"),),
+}
 BUILD = """([links, values]) => {
     app.graph.clear()
     app.nodeOutputs = {}  // their keys are the numbers of nodes, which begin anew
@@ -123,6 +158,7 @@ ARRANGE = """() => {
         x += Math.max(...columns[at].map((node) => node.size[0])) + 80
     }
 }"""
+PLAYS = "[...document.querySelectorAll('video')].some((video) => video.readyState > 1)"
 FIT = """async ([margin, [above, below]]) => {
     const title = LiteGraph.NODE_TITLE_HEIGHT
     const bounds = app.graph._nodes.map(({ pos, size }) => [pos[0], pos[1] - title, size[0], size[1] + title])
@@ -160,7 +196,8 @@ def place_models(models: Path) -> None:
 def photograph(editor: Editor, name: str) -> Path:
     """Take the picture of the template or node `name`; return its path."""
     if name in GRAPHS:
-        editor.page.evaluate(BUILD, [GRAPHS[name], VALUES])
+        editor.page.evaluate(BUILD, [GRAPHS[name], VALUES + OF_ONE.get(name, ())])
+        editor.page.evaluate(FIT, [MARGIN, BARS])  # notes have no height out of sight
         editor.page.wait_for_timeout(SETTLING)
         editor.page.evaluate(ARRANGE)
         path = HELP / f"{name}.jpg"
@@ -176,6 +213,25 @@ def photograph(editor: Editor, name: str) -> Path:
     return path
 
 
+def film(editor: Editor) -> Path:
+    """Film a run of the demo family from Run until its video plays; return the path of the film."""
+    editor.open(json.loads((WORKFLOWS / f"{DEMO_WORKFLOW}.json").read_text(encoding="utf-8")))
+    editor.page.wait_for_timeout(SETTLING)
+    clip = editor.page.evaluate(FIT, [MARGIN, BARS])
+    pictures, ends, stop = [], [], None
+    editor.page.locator(RUN_BUTTON).first.click()
+    while stop is None or time.monotonic() < stop:
+        shot = editor.page.screenshot(type="jpeg", quality=95, clip=clip)
+        picture = Image.open(io.BytesIO(shot))
+        pictures.append(picture.resize((FILM_WIDTH, round(picture.height * FILM_WIDTH / picture.width))))
+        ends.append(time.monotonic())
+        if stop is None and editor.page.evaluate(PLAYS):
+            stop = time.monotonic() + AFTER
+    lasting = [round(1000 * (end - start)) for start, end in zip(ends, [*ends[1:], ends[-1] + 1], strict=True)]
+    pictures[0].save(FILM, save_all=True, append_images=pictures[1:], duration=lasting, loop=0, quality=60)
+    return FILM
+
+
 def main() -> None:
     """Take every picture, or those named on the command line."""
     options = layout.parse()
@@ -184,7 +240,7 @@ def main() -> None:
         editor.go({"LiteGraph.Canvas.MinFontSizeForLOD": 0})  # texts however small
         templates = layout.openable(editor, sorted(path.stem for path in WORKFLOWS.glob("*.json")))
         for name in options.names or [*templates, *GRAPHS]:
-            logging.info("%s", photograph(editor, name))
+            logging.info("%s", film(editor) if name == FILM_NAME else photograph(editor, name))
 
 
 if __name__ == "__main__":
