@@ -19,6 +19,10 @@ from safetensors import safe_open
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 
+# One thread in this process and in those that tests start: threads of a tiny network mostly wait for each other, above
+# all where a browser takes the core of one, and the last bits of a convolution on a CPU depend on their number.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports it
 
@@ -42,13 +46,22 @@ register("writers", ROOT / "tests")
 register("mutations", ROOT / "tests")
 register("official", ROOT / "tests")
 register("measure", ROOT / "benchmarks")
+register("card", ROOT / "benchmarks")
 running_server = register("running_server", ROOT / "tests")
+namespaces = register("namespaces", ROOT / "tests")
+register("shared_run", ROOT / "tests")
 table = importlib.import_module("official.table")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option to run the browser tests in the editor's other renderer."""
+    parser.addoption("--newer-renderer", action="store_true", help="browser tests: draw nodes as the page's elements")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give the tests that talk to ComfyUI from outside their fixtures, and print the tables of outcomes."""
     config.pluginmanager.register(running_server)
+    config.pluginmanager.register(namespaces)
     config.pluginmanager.register(table)
 
 

@@ -21,10 +21,11 @@ def running_browser():
 
 
 @pytest.fixture
-def editor(running_browser, server) -> Editor:
+def editor(running_browser, server, request) -> Editor:
     """An open editor in a window of its own; the pack may leave no error in its console."""
     context = running_browser.new_context(viewport=SIZE)
-    opened = Editor(context.new_page(), server.url)
+    newer_renderer = request.config.getoption("--newer-renderer")
+    opened = Editor(context.new_page(), server.url, newer_renderer=newer_renderer)
     opened.go()
     yield opened
     context.close()

@@ -1,6 +1,5 @@
 """User actions with the mouse: find a node, place it, wire it, run it, and drop its video back into the editor."""
 
-import base64
 import json
 
 import pytest
@@ -9,22 +8,6 @@ from devtools import blueprints, demo
 from devtools.editor import Editor
 
 NAME = "wan21_text_to_video"
-SLOT = """([type, isInput, name]) => {
-    const node = app.graph._nodes.find((node) => node.type === type)
-    const index = (isInput ? node.inputs : node.outputs).findIndex((slot) => slot.name === name)
-    const [x, y] = node.getConnectionPos(isInput, index)
-    const { ds, canvas } = app.canvas
-    const { left, top } = canvas.getBoundingClientRect()
-    return [left + (x + ds.offset[0]) * ds.scale, top + (y + ds.offset[1]) * ds.scale]
-}"""
-DROP = """async ([name, content]) => {
-    const bytes = Uint8Array.from(atob(content), (character) => character.charCodeAt(0))
-    const dataTransfer = new DataTransfer()
-    dataTransfer.items.add(new File([bytes], name, { type: "video/mp4" }))
-    const canvas = document.getElementById("graph-canvas")
-    for (const event of ["dragenter", "dragover", "drop"])
-        canvas.dispatchEvent(new DragEvent(event, { dataTransfer, bubbles: true, cancelable: true }))
-}"""
 FIRST_WIDGET = "(type) => LiteGraph.createNode(type).widgets[0].name"
 AROUND = """() => {
     const [blueprint] = app.graph._nodes
@@ -42,11 +25,11 @@ TYPES = "app.graph._nodes.map((node) => node.type).sort()"
 
 def wire(editor: Editor, origin: str, output: str, target: str, given: str) -> None:
     """Drag a link with the mouse from an output of one type of node to an input of another."""
-    page = editor.page
-    editor.point(*page.evaluate(SLOT, [origin, False, output]))
-    page.mouse.down()
-    page.mouse.move(*page.evaluate(SLOT, [target, True, given]), steps=8)
-    page.mouse.up()
+    mouse = editor.page.mouse
+    editor.point(*editor.socket(origin, output, is_input=False))
+    mouse.down()
+    mouse.move(*editor.socket(target, given, is_input=True), steps=8)
+    mouse.up()
 
 
 def pick(editor: Editor, words: str, title: str) -> None:
@@ -85,7 +68,7 @@ def test_a_node_from_the_search_is_placed_and_wired_by_hand_and_its_video_restor
     video = page.request.get(f"{editor.url}/view", params=saved).body()
     page.evaluate("app.graph.clear()")
     assert page.evaluate(TYPES) == []
-    page.evaluate(DROP, [saved["filename"], base64.b64encode(video).decode()])
+    editor.drop(saved["filename"], video, "video/mp4")
     page.wait_for_function("app.graph._nodes.length > 0")
     assert page.evaluate(TYPES) == types
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from devtools.editor import RENDERER
+
 WORDS = json.loads((Path(__file__).parent / "words.json").read_text(encoding="utf-8"))
 DISTILLED = "note_lightx2v_4steps.safetensors"
 VAE22 = "tiny_random_wan2.2_vae.safetensors"
@@ -51,7 +53,7 @@ def loras(base):
 def words(request, editor):
     """Expected texts, in an editor of that language: English with one renderer, Chinese with the other."""
     if request.param == "zh":
-        editor.go({"Comfy.Locale": "zh", "Comfy.VueNodes.Enabled": True})
+        editor.go({"Comfy.Locale": "zh", RENDERER: True})
     return WORDS[request.param]
 
 
@@ -97,7 +99,7 @@ def test_what_does_not_go_together_is_marked(words, editor, open_workflow, page,
     editor.set("vae_name", VAE22)
     expect("WanSampler", "problem", [words["sampler with the 5B's VAE"]])
     expect("WanVAEDecodeToVideo", "problem", [words["decoder with the 5B's VAE"]])
-    page.evaluate(f"() => app.graph.convertToSubgraph(new Set([({FIND})('WanSampler')]))")
+    page.evaluate(f"() => {{ app.graph.convertToSubgraph(new Set([({FIND})('WanSampler')])) }}")
     expect("WanSampler", "problem", [words["sampler with the 5B's VAE"]])
     editor.set("vae_name", VAE22.replace("2.2", "2.1"))
     expect("WanSampler", "problem", [])

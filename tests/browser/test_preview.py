@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from devtools.editor import RENDERER
+
 WORDS = json.loads((Path(__file__).parent / "words.json").read_text(encoding="utf-8"))
 STEPS, FRAMES = 6, 5  # of the run; latent frames of its clip
 WATCH = """() => {
@@ -34,7 +36,7 @@ INTO_SUBGRAPH = """() => {
 @pytest.mark.parametrize("locale, in_subgraph", [("en", False), ("zh", False), ("en", True)])
 def test_the_clip_plays_while_it_is_sampled(editor, open_workflow, page, locale, in_subgraph):
     if locale == "zh":  # with the newer renderer
-        editor.go({"Comfy.VueNodes.Enabled": True, "Comfy.Locale": locale})
+        editor.go({RENDERER: True, "Comfy.Locale": locale})
     open_workflow("wan21_text_to_video", steps=STEPS, seed={"en": 1, "zh": 2}[locale] + 10 * in_subgraph)
     if in_subgraph:
         page.evaluate(INTO_SUBGRAPH)

@@ -69,6 +69,14 @@ def test_bad_input_is_one_sentence_before_anything_runs(case, prompt, bad_files,
         client.run(bad, lambda event, data: ran.append(event))
     assert sentence in str(error.value)
     assert "Traceback" not in str(error.value) and "executing" not in ran
+    assert node == LATENT or str(error.value).count(sentence) == 1  # the host repeats it for each input of a size
+
+
+def test_a_file_without_vace_blocks_is_refused_before_a_weight_is_used(prompt, bad_files, client):
+    bad = copy.deepcopy(prompt)
+    bad[MODEL]["inputs"]["vace_name"] = "flux.safetensors"
+    with pytest.raises(PromptError, match=r"flux\.safetensors holds a Flux model, not a Wan VACE module"):
+        client.run(bad)
 
 
 def test_latents_of_another_family_are_named_and_the_next_prompt_runs(prompt, client):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 import urllib.error
 import urllib.request
 
@@ -35,6 +36,8 @@ def ask(server, path, method="GET", body=None):
         ("/wan/info?folder=vae&name=/etc/passwd", 400),
         ("/wan/info?folder=vae&name=%00", 400),
         ("/wan/info?folder=../input&name=example.png", 400),
+        ("/wan/video", 404),
+        ("/wan/video?key=../x", 404),
         ("/wan/check", 400),
         ("/wan/check?node=KSampler", 400),
         ("/wan/check?node=WanSampler&seed=1", 400),
@@ -59,11 +62,26 @@ def test_a_bad_request_gets_one_sentence(server, path, status):
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-@pytest.mark.parametrize("question", ["info", "estimate", "check", "nodes", "preset", "preview"])
+@pytest.mark.parametrize("question", ["info", "estimate", "noise", "check", "nodes", "preset", "preview"])
 def test_other_methods_are_refused(server, method, question):
     answered, kind, body = ask(server, f"/wan/{question}?folder=vae&name=x", method, b"{}")
     assert (answered, kind) == (405, "application/json")
     assert "ask with GET" in json.loads(body)["error"]
+
+
+def test_a_header_is_read_where_its_file_is_not(server, base):
+    file = (base / "models" / "vae" / "tiny_random_wan2.1_vae.safetensors").read_bytes()
+    header = file[8 : 8 + struct.unpack("<Q", file[:8])[0]]
+    question = f"/wan/header?name=my.safetensors&size={len(file)}"
+    status, _, body = ask(server, question, "POST", header)
+    assert status == 200
+    assert json.loads(body)["text"] == (
+        "my.safetensors holds a Wan VAE (vae21): put it into models/vae, press R and choose it in Wan VAE Loader."
+    )
+    for sent in (b"[]", header[:-9]):
+        assert "is not valid JSON" in json.loads(ask(server, question, "POST", sent)[2])["text"]
+    assert ask(server, "/wan/header?name=x&size=-1", "POST", header)[0] == 400
+    assert ask(server, question)[0] == 405
 
 
 def test_a_huge_body_is_not_read(server):
@@ -130,3 +148,8 @@ def test_the_client_that_queued_a_run_sees_every_latent_frame(server, client, ob
     assert first.tobytes() != last.tobytes()
     frames = {last.crop((0, 8 * index, 8, 8 * index + 8)).tobytes() for index in range(5)}
     assert len(frames) == 5
+
+    prompt[sampler]["inputs"]["seed"] = 78
+    client.run(prompt)
+    status, _, body = ask(server, pictures[-1][0]["picture"])
+    assert (status, body) == (204, b""), "to ask late is no fault"

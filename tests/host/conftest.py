@@ -8,6 +8,7 @@ import asyncio
 import importlib
 import importlib.util
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -48,6 +49,7 @@ if COMFYUI:
     register("beside")
     register("node_inputs")
     register("inner_patches")
+    register("loop_nodes")
 
 
 @pytest.fixture(autouse=True)
@@ -116,3 +118,17 @@ def sample(run_node, prompts) -> Callable[..., torch.Tensor]:
         return run_node("WanSampler", model=model, **(given | inputs))[0]["samples"]
 
     return run
+
+
+@pytest.fixture
+def small_disk(tmp_path, request):
+    """A folder on a disk of so many kB, its parameter."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    size = f"size={request.param}k"
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a small disk takes root on Linux")
+    yield folder
+    subprocess.run(["umount", folder], check=True)

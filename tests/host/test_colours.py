@@ -48,7 +48,8 @@ def is_red_on_blue(frames: torch.Tensor) -> None:
 
 def test_the_demo_is_red_on_blue(room, load, latent):
     own = load(family.path("t2v")).latent_format
-    frames = room("host.observe.preview").small_frames(latent[0], own)
+    preview = room("host.observe.preview")
+    frames = preview.small_frames(latent[0], preview.colours_of(own, torch.device("cpu")))
     assert frames.shape == (5, 8, 8, 3)
     is_red_on_blue(frames / 255)
 

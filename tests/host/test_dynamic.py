@@ -1,5 +1,6 @@
 """Loading where a newer host brings each weight to the device when it is used: its default on an NVIDIA card."""
 
+import comfy.model_patcher
 import pytest
 import torch
 import writers
@@ -52,3 +53,21 @@ def test_the_host_makes_a_copy_without_it(room, t2v, sample):
     again = make(*arguments, disable_dynamic=True)
     assert again.model is not t2v.model
     assert torch.equal(sample(again, steps=2), sample(t2v, steps=2))
+
+
+def test_the_vae_keeps_the_layout_of_its_weights(room, models, monkeypatch):
+    """A dynamic patcher brings a weight to the device in the shape of its file, and convolutions would copy it."""
+    memory = pytest.importorskip("comfy.memory_management", reason="a host before dynamic loading")
+    weight = torch.rand(4, 3, 3, 3, 3).contiguous(memory_format=torch.channels_last_3d)
+    (brought,) = memory.interpret_gathered_like([weight], torch.empty(8 * weight.nbytes, dtype=torch.uint8))
+    assert brought.is_contiguous() and not weight.is_contiguous()
+
+    class Dynamic(comfy.model_patcher.ModelPatcher):
+        pass
+
+    monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", Dynamic)
+    vae = room("host.vae.vae").load(str(models / "vae" / "tiny_random_wan2.1_vae.safetensors"))
+    assert not isinstance(vae.patcher, Dynamic)
+    assert isinstance(room("host.model.loading").load(str(models / "diffusion_models" / T2V)), Dynamic)
+    for weight in vae.first_stage_model.parameters():
+        assert weight.ndim < 5 or weight.stride(1) == 1

@@ -1,10 +1,12 @@
 """The estimate before a run: from a file, from a MODEL, for a card of a given size, and on the route."""
 
 import asyncio
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import comfy.model_management
 import folder_paths
 import pytest
 import torch
@@ -53,6 +55,21 @@ def request(query):
 def test_a_file_takes_what_its_model_takes(estimate, room, models, dtype):
     loaded = estimate.part_of_model(room("host.model.loading").load(str(models / "diffusion_models" / T2V), dtype))
     assert estimate.part_of_file(T2V, dtype) == loaded
+
+
+@pytest.mark.parametrize(("count", "keeps"), [(2, 22 / 40), (4, 12 / 40), (3, 16 / 40)])
+def test_sharded_weights_are_those_that_a_card_keeps(count, keeps, estimate, big):
+    blocks = int(28e9)
+    part = dataclasses.replace(big, stacks=((40, blocks),))
+    replica, sharded = (
+        dataclasses.replace(card(estimate, 24), count=count, is_sharded=is_sharded) for is_sharded in (False, True)
+    )
+    assert part.held(replica) == big.weights
+    assert part.held(sharded) == pytest.approx(big.weights - blocks + keeps * blocks, rel=1e-6)
+    offloaded = [
+        estimate.estimate([part], (1, 16, 13, 60, 104), 20, False, place)["offloaded"] for place in (replica, sharded)
+    ]
+    assert offloaded[0] > 0 == offloaded[1]
 
 
 def test_a_gguf_file_stays_as_large_as_it_is(estimate, golden, models):
@@ -219,3 +236,61 @@ def test_a_file_of_vace_blocks_counts(estimate, models):
 def test_a_bad_question_gets_a_sentence(room, models, query, sentence):
     status, answer = ask(room, query)
     assert status == 400 and sentence in answer["error"]
+
+
+@pytest.fixture
+def causal(estimate, big, room):
+    """The same as a causal model, in blocks of 3 frames and a window of 21."""
+    config = dataclasses.replace(big.config, variant="causal")
+    rollout = room("wan_model.variants.rollout").Rollout(block=3, window=21)
+    return dataclasses.replace(big, config=config, rollout=rollout)
+
+
+def test_a_causal_model_takes_a_block_and_its_window(estimate, causal, room):
+    """However long the clip is: 3 frames of forward, 21 of keys and values, of both prompts with guidance."""
+    frame, text = 2 * 40 * 5120 * 2 * 1560, 2 * 40 * 5120 * 2 * 512
+    cost = room("wan_model.dit.cost").forward_bytes
+    shapes = [(1, 16, frames, 60, 104) for frames in (21, 81, 801)]
+    place = card(estimate, 140)
+    found = [estimate.estimate([causal], shape, 4, False, place) for shape in shapes]
+    block = cost(causal.config, (1, 16, 3, 60, 104), torch.bfloat16)
+    assert [run["models"][0]["activations"] for run in found] == [block + 21 * frame + text] * 3
+    assert [run["calls"] for run in found] == [7 * 5 - 1, 27 * 5 - 1, 267 * 5 - 1]
+    guided = estimate.estimate([causal], shapes[0], 4, True, place)
+    assert guided["calls"] == 2 * found[0]["calls"] and guided["models"][0]["together"]
+    two = cost(causal.config, (2, 16, 3, 60, 104), torch.bfloat16)
+    assert guided["models"][0]["activations"] == two + 2 * (21 * frame + text)
+
+
+def test_the_cache_lies_in_ram_where_the_card_is_small(estimate, causal, monkeypatch):
+    """A larger card offloads weights to make room for the cache; where that does not do, the cache goes to RAM."""
+    monkeypatch.setattr(comfy.model_management, "MIN_WEIGHT_MEMORY_RATIO", 0.0)  # as on NVIDIA's cards
+    frame, text = 2 * 40 * 5120 * 2 * 1560, 2 * 40 * 5120 * 2 * 512
+    whole, shape = 21 * frame + text, (1, 16, 81, 60, 104)  # 27.7 GB
+    middle, small = (estimate.estimate([causal], shape, 4, False, card(estimate, gib)) for gib in (36, 16))
+    (model,) = middle["models"]
+    assert model["cache_in_ram"] == 0 and model["offloaded"] > 0.4 * causal.weights and middle["peak"] <= 36 * GIB
+    (model,) = small["models"]
+    assert model["cache_in_ram"] == whole and small["ram"] == model["offloaded"] + whole
+    assert model["offloaded"] < 0.9 * causal.weights and small["peak"] <= 16 * GIB and small["fits"]
+
+
+def test_a_file_tells_its_steps_and_guidance(estimate, room, golden, models, ask_of):
+    told = {"solver": "unipc", "steps": 8, "shift": 3.0, "guidance": 2.5}
+    header = {"config": json.dumps({"transformer": {"causal_ar": True}}), "sampling": json.dumps(told)}
+    path = models / "diffusion_models" / "estimate_causal.safetensors"
+    save_file(golden("dit_t2v").weights(), path, metadata=header | {"rollout": '{"block": 1, "window": 8}'})
+    found = ask_of(path.name, preset="auto")
+    assert found["steps"] == 8 and found["calls"] == 2 * (5 * 9 - 1)
+    assert ask_of(path.name, preset="auto", causal="not causal")["calls"] == 2 * 8
+    assert ask_of(path.name)["calls"] == 5 * 31 - 1
+    path.unlink()
+
+
+@pytest.fixture
+def ask_of(estimate):
+    def ask(name, **changes):
+        given = {"model": name, "width": "64", "height": "64", "length": "17", "steps": "30", "guidance": "1"}
+        return estimate.from_query(given | changes)
+
+    return ask

@@ -6,7 +6,7 @@ import torch
 import writers
 from comfy.patcher_extension import WrappersMP
 
-from tiny import evaluate, family, judge, scenes
+from tiny import drift, endless, evaluate, family, judge, scenes
 
 PROMPTS = (0, 12, 23)  # of `evaluate.held_out`
 
@@ -217,3 +217,18 @@ def test_an_image_begins_the_clip_and_the_prompt_moves_it(run_node, room, load, 
             if "end_image" in ends:
                 assert evaluate.psnr(made[:, -1], clip[:, -1]) > 22
             assert judge.look(made).motion == scene.motion
+
+
+def test_the_causal_model_keeps_to_its_prompt_for_as_long_as_it_is_asked(load, encode, run_node, vae):
+    """By the settings of its header alone: colours in every second of ten, and motion in most."""
+    right = []
+    for index in (0, 3, 5):
+        scene, rng = drift.held_out(index)
+        texts = {"positive": encode(endless.caption(scene, rng)), "negative": encode("")}
+        latent = {"samples": torch.zeros(1, 16, 41, *family.SIZE[1:])}
+        widgets = {"steps": 30, "guidance": 5.0, "shift": 5.0, "solver": "unipc", "denoise": 1.0, "preset": "auto"}
+        made = run_node("WanSampler", model=load("causal"), seed=index, latent=latent, **texts, **widgets)[0]
+        clip = vae.decode(made["samples"])[0].clamp(-1, 1)
+        right += [drift.seen(clip, scene, start) for start in range(0, 4 * 41 - 3 - drift.WINDOW, 32)]
+    colour, background, _, motion = (sum(column) / len(right) for column in zip(*right, strict=True))
+    assert colour == background == 1 and motion > 0.6

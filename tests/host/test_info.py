@@ -4,9 +4,10 @@ import asyncio
 import json
 
 import pytest
+import torch
 import writers
 from aiohttp.test_utils import make_mocked_request
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +84,30 @@ def test_the_route(room, models):
 def test_a_bad_question_gets_a_sentence(room, models, query):
     status, answer = ask(room, query)
     assert status == 400 and answer["error"].endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("weights", "folder", "node"),
+    [
+        ("diffusion_models/tiny_random_wan2.1_i2v", "diffusion_models", "Wan Model Loader"),
+        ("diffusion_models/tiny_random_wan2.1_vace", "diffusion_models", "Wan Model Loader"),
+        ("vae/tiny_random_wan2.2_vae", "vae", "Wan VAE Loader"),
+        ("text_encoders/tiny_random_umt5", "text_encoders", "Wan Text Encoder Loader"),
+    ],
+)
+def test_a_header_alone_says_where_its_file_belongs(info, models, weights, folder, node):
+    whole = (models / f"{weights}.safetensors").read_bytes()
+    header = whole[8 : 8 + int.from_bytes(whole[:8], "little")]
+    said = info.place("my.safetensors", header, len(whole))
+    assert (said.values["folder"], said.values["node"]) == (folder, node)
+    assert "my.safetensors is truncated" in info.place("my.safetensors", header, len(whole) - 1)
+    assert info.place("my-00001-of-00002.safetensors", header, len(whole)).code == "one_part"
+
+
+def test_a_header_of_a_lora_and_of_another_model(info):
+    lora = {"diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.ones(2, 4)}
+    flux = {"double_blocks.0.img_attn.qkv.weight": torch.ones(2, 4), "single_blocks.0.linear1.weight": torch.ones(2, 4)}
+    for weights, text in [(lora, "put it into models/loras"), (flux, "a Flux model: no node of this pack loads it")]:
+        whole = save(weights)
+        header = whole[8 : 8 + int.from_bytes(whole[:8], "little")]
+        assert text in str(info.place("my.safetensors", header, len(whole)))

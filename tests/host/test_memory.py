@@ -159,3 +159,31 @@ def test_the_host_makes_room_for_vace_contexts(room, models, prompts):
     shape = (2, 16, 21, 60, 104)
     one, two = (model.model.memory_required(shape, {"vace_context": [(1, n)]}) for n in (1, 2))
     assert [asked for asked, _ in conds] == [one, two] and one < two
+
+
+@pytest.mark.parametrize(("window", "near_sink"), [(21, False), (6, True)])
+def test_the_formula_is_what_a_causal_run_holds_on_a_card(room, window, near_sink):
+    """The 1.3B model at 832x480 in bfloat16, blocks of three latent frames until frames are dropped.
+
+    Traced without values, with an attention that takes no memory of its own, as flash attention on a card.
+    """
+    causal, cost = room("wan_model.causal"), room("wan_model.dit.cost")
+    sizes = dict(dim=1536, ffn_dim=8960, heads=12, layers=30, in_dim=16, out_dim=16, text_dim=4096)
+    config = room("wan_model.dit.config").DiTConfig(variant="causal", **sizes)
+    options = {"dtype": torch.bfloat16, "device": "meta"}
+    with torch.device("meta"):
+        network = room("wan_model.dit.model").WanDiT(config).to(torch.bfloat16)
+    runtime = room("wan_model.dit.runtime").Runtime(attention=lambda q, *_: torch.empty_like(q))
+    cache = causal.Cache(window, sink=1)
+
+    def run():
+        history = causal.History(network, torch.empty(1, 512, 4096, **options), cache, runtime, near_sink)
+        for _ in range(window // 3 + 1):
+            history.keep(torch.empty(1, 16, 3, 60, 104, **options))
+
+    with torch.inference_mode():
+        peak = measure.traced(run).peak
+    shape = (1, 16, 3, 60, 104)
+    formula = cost.forward_bytes(config, shape, torch.bfloat16)
+    formula += causal.cache_bytes(config, shape, window, torch.bfloat16)
+    assert 0.95 < formula / peak < 1.05

@@ -2,12 +2,14 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.ops
 import comfy.sd
 import pytest
 import torch
+import writers
 from safetensors.torch import save_file
 
 from devtools.environment import ROOT
@@ -130,3 +132,23 @@ def test_two_gigabytes_on_a_small_device(room, prompts, small_device, brought, s
     assert 0.05 * model.model_size() < model.loaded_size() <= SHARE * model.model_size()
     assert sum(brought) > (1 - SHARE) * 0.98 * model.model_size()
     assert relative_error(limited, whole) < 1e-5
+
+
+def test_a_packed_layer_is_one_object_to_the_host(room, golden_weights, tmp_path, small_device, monkeypatch):
+    """By identity it sees to it that its two streams do not both take a buffer for the largest weight."""
+    path, seen, cast = tmp_path / "wan.gguf", [], comfy.ops.cast_bias_weight
+    writers.write_gguf(path, golden_weights("dit_t2v"), "Q8_0")
+    model = room("host.model.loading").load(str(path), "float32")
+
+    def watch(layer, *arguments, **options):
+        if isinstance(layer, SimpleNamespace):
+            seen.append(layer)
+        return cast(layer, *arguments, **options)
+
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", watch)
+    small_device(model)
+    comfy.model_management.load_models_gpu([model])
+    layer = model.model.diffusion_model.blocks[0].ffn[0]
+    first, again = layer(torch.ones(1, 3, layer.in_features)), layer(torch.ones(1, 3, layer.in_features))
+    assert torch.equal(first, again) and first.any()
+    assert len(seen) == 2 and seen[0] is seen[1] and not vars(seen[0])

@@ -126,7 +126,7 @@ def test_a_copy_is_finished_after_the_next_block_was_queued(room):
         log.append(f"copy {number}")
         return lambda: log.append(f"wait {number}") or chunk
 
-    assert [int(chunk) for chunk in room("host.vae.transfer").fetched(blocks(), start)] == [0, 1, 2]
+    assert [int(chunk) for chunk in room("host.transfer").fetched(blocks(), start)] == [0, 1, 2]
     assert log == [
         *("queue 0", "copy 0", "queue 1", "copy 1", "wait 0"),
         *("queue 2", "copy 2", "wait 1", "wait 2"),
@@ -135,7 +135,7 @@ def test_a_copy_is_finished_after_the_next_block_was_queued(room):
 
 def test_frames_that_are_where_they_belong_are_not_copied(room):
     frames, cpu = [torch.rand(2), torch.rand(2)], torch.device("cpu")
-    for given, taken in zip(frames, room("host.vae.transfer").off_device(frames, cpu, cpu), strict=True):
+    for given, taken in zip(frames, room("host.transfer").off_device(frames, cpu, cpu), strict=True):
         assert taken is given
 
 

@@ -156,19 +156,7 @@ def test_what_goes_wrong_while_saving_leaves_no_file(video, tmp_path, failure):
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"clip.mp4": b"an older video"}
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a disk of 64 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting a small disk takes root on Linux")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
+@pytest.mark.parametrize("small_disk", [64], indirect=True)
 def test_a_full_disk_is_one_sentence_and_no_file(video, small_disk):
     generator = torch.Generator().manual_seed(1)
 

@@ -120,6 +120,10 @@ def test_only_the_loader_tells_of_a_wrong_file(problem, models):
     assert "flux.safetensors holds " in problem("WanModelLoader", file="flux.safetensors")
 
 
+def test_a_model_that_cannot_go_on(problem):
+    assert problem("WanContinue", model=T2V).startswith("WanContinue cannot go on with a clip of a model for text")
+
+
 def test_a_clip_of_another_kind(problem):
     assert problem("WanTextEncode", clip_type="sd3").startswith("Wan reads the text encoder umT5")
     assert problem("WanTextEncode", clip_type="wan") is None

@@ -219,6 +219,27 @@ def test_a_told_timestep_of_finished_frames(case):
     assert told.count(150.0) == 3 and 0.0 not in told
 
 
+def test_finished_frames_are_kept_with_the_noise_of_which_the_network_is_told(case, relative_error):
+    """Each frame with its own, however the blocks are cut, the given ones before included."""
+    given = case("extend")
+    initial = given.few_steps["initial"]
+    frames = initial.shape[2] + given.noise.shape[2]
+    noise = torch.randn((1, 16, frames, *given.noise.shape[3:]), generator=torch.Generator().manual_seed(3))
+    seen = {}
+
+    def model(x, t, context, *, runtime):
+        if float(t) == 150:
+            first = int(runtime.rope_shift[0])
+            seen.update({first + frame: x[:, :, frame] for frame in range(x.shape[2])})
+        return given.model(x, t, context, runtime=runtime)
+
+    options = given.few_steps | {"context_time": 150.0, "context_noise": noise}
+    made = torch.cat([initial, *causal.rollout(model, given.noise, given.context, **options)], dim=2)
+    for frame, x in seen.items():
+        assert relative_error(x, 0.85 * made[:, :, frame] + 0.15 * noise[:, :, frame]) < 1e-6
+    assert len(seen) == frames - 3  # the last block is not kept
+
+
 @pytest.mark.parametrize("window", [3, 6, 12])
 def test_memory_of_the_cache_is_the_formula(window, case, caches):
     given = case("local6")

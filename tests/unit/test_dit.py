@@ -25,6 +25,19 @@ def test_velocity_is_the_official_one(variant, dit_case, relative_error):
     assert relative_error(model(**inputs), velocity) < 1e-5
 
 
+def test_float8_without_scales_is_computed_in_another_dtype(golden_weights, dit_case, relative_error):
+    """Its values are what they are; those with scales are not changed, as nothing here multiplies them out."""
+    _, inputs, velocity = dit_case("t2v")
+    matrices = {n: w.to(torch.float8_e4m3fn) for n, w in golden_weights("dit_t2v").items() if w.ndim == 2}
+    model = build_dit(golden_weights("dit_t2v") | matrices, dtype=torch.float32)
+    same = build_dit(golden_weights("dit_t2v") | {n: w.float() for n, w in matrices.items()})
+    assert torch.equal(model(**inputs), same(**inputs))
+    assert 0.001 < relative_error(model(**inputs), velocity) < 0.2
+    scales = {n + "_scale": torch.tensor(1.0) for n in matrices}
+    with pytest.raises(ValueError, match=f"has {len(scales)} that no Wan t2v model reads"):
+        build_dit(golden_weights("dit_t2v") | matrices | scales, dtype=torch.float32)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_bfloat16_is_close_to_float32(variant, dit_case, golden_weights, relative_error):
     _, inputs, velocity = dit_case(variant)

@@ -19,15 +19,6 @@ from wan_model import checkpoint
 from wan_model.dit.attention import sdpa
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Networks as small as these are slower on many threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_a_scene_depends_on_its_seed_alone():
     first, second = (scenes.draw_scene(np.random.default_rng(seed)) for seed in (1, 2))
     assert first == scenes.draw_scene(np.random.default_rng(1)) != second
@@ -149,27 +140,25 @@ TOGETHER = """
 import sys
 from pathlib import Path
 import torch
-import torch.distributed as dist
 from torch.nn import Linear
-from tiny.trainer import Trainer, place
+from tiny.trainer import Trainer, place, process_group
 
 def loss(model, seed):
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed)).bfloat16()
     return (model(x) - x).square().mean()
 
-if dist.is_torchelastic_launched():
-    dist.init_process_group("gloo")
-alone = place()[1] == 1
-torch.manual_seed(0)
-trainer = Trainer(Linear(3, 3), Path(sys.argv[1]), 3, lambda step: 0.1)
-trainer.run((lambda model, step: (loss(model, 2 * step) + loss(model, 2 * step + 1)) / 2) if alone else loss)
+with process_group():
+    alone = place()[1] == 1
+    torch.manual_seed(0)
+    trainer = Trainer(Linear(3, 3), Path(sys.argv[1]), 3, lambda step: 0.1)
+    trainer.run((lambda model, step: (loss(model, 2 * step) + loss(model, 2 * step + 1)) / 2) if alone else loss)
 """
 
 
 def test_two_processes_train_as_one_with_twice_the_samples(tmp_path):
     script = tmp_path / "together.py"
     script.write_text(TOGETHER)
-    environment = os.environ | {"PYTHONPATH": str(family.MODELS.parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(family.MODELS.parents[1])}
     weights = []
     for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]):
         folder = tmp_path / str(len(weights))

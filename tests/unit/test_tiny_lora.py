@@ -11,15 +11,6 @@ from wan_model.variants import distilled
 from wan_model.weights import lora
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Networks as small as these are slower on many threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def tiny_budget(monkeypatch):
     """A run of seconds, at its full rate from the first step."""

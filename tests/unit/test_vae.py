@@ -1,14 +1,17 @@
 """The VAEs against the official code's outputs, and their streams against the whole."""
 
+import copy
+import functools
 import gzip
 import json
 from itertools import chain, count, repeat
 from pathlib import Path
 
 import pytest
+import recipe
 import torch
 
-from wan_model.vae import build_vae, vae_config
+from wan_model.vae import VAEConfig, build_vae, from_tensors, make_vae, vae_config
 from wan_model.vae.convolution import RMSNorm
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -160,3 +163,98 @@ def test_a_pixel_of_zeros_is_normalised_to_zeros_in_float16():
     normed = RMSNorm(4)(x)
     assert normed.isfinite().all()
     assert normed[..., 1, 1].abs().max() == 0 < normed.abs().max()
+
+
+def join_points(vae, latent, cuts, tiles):
+    """Decode `latent` in parts that end at `cuts`, each from the past of the one before; tiles: of each part."""
+    past, at, chunks = None, 0, []
+    for cut, tile in zip((*cuts, latent.shape[2]), tiles, strict=True):
+        stream = vae.decode_stream(latent[:, :, at:cut], tile=tile, past=past, goes_on=True)
+        chunks += list(stream)
+        past, at = stream.past(), cut
+    return torch.cat(chunks, dim=2)
+
+
+@pytest.mark.parametrize("cuts", [(1,), (3,), (1, 2, 4)])
+def test_parts_that_carry_the_caches_over_decode_as_the_whole(cuts, vae, relative_error):
+    latent = noise(1, vae.config.latent_channels, 6, 3, 5)
+    whole = vae.decode(latent)
+    assert relative_error(join_points(vae, latent, cuts, [None] * (len(cuts) + 1)), whole) < 1e-6
+    apart = torch.cat([vae.decode(latent[:, :, : cuts[0]]), vae.decode(latent[:, :, cuts[0] :])], dim=2)
+    assert apart.shape != whole.shape, "a part decoded by itself begins with a single frame"
+
+
+@pytest.mark.parametrize("tiles", [((64, 32), (64, 32)), (None, (64, 32)), ((64, 32), None)])
+def test_parts_in_other_tiles_decode_as_the_whole(tiles, vae, relative_error):
+    latent = noise(1, vae.config.latent_channels, 5, 4, 5)
+    assert relative_error(join_points(vae, latent, (2,), tiles), vae.decode(latent)) < 1e-5
+
+
+def test_two_ends_go_on_from_one_past(vae):
+    start, *ends = (noise(1, vae.config.latent_channels, 2, 3, 4, seed=seed) for seed in (1, 2, 3))
+    stream = vae.decode_stream(start, goes_on=True)
+    begun, past = list(stream), stream.past()
+    for end in (*ends, ends[0]):
+        whole = vae.decode(torch.cat((start, end), dim=2))
+        assert torch.equal(torch.cat([*begun, *vae.decode_stream(end, past=past)], dim=2), whole)
+
+
+@pytest.mark.parametrize("halved", [False, True])
+def test_a_past_that_was_saved_goes_on(vae, halved):
+    start, *ends = noise(1, vae.config.latent_channels, 6, 4, 8).split([3, 2, 1], dim=2)
+    stream, sizes = vae.decode_stream(start, goes_on=True), []
+    list(stream)
+    if halved:
+        stream.split()
+    past = again = stream.past()
+    for end in ends:
+        tensors, numbers = again.tensors()
+        sizes.append(sum(tensor.nbytes for tensor in tensors.values()))
+        saved = from_tensors(past.clip, {name: kept.clone() for name, kept in tensors.items()}, copy.deepcopy(numbers))
+        one, other = (vae.decode_stream(end, goes_on=True, past=each) for each in (past, saved))
+        assert torch.equal(torch.cat(list(one), dim=2), torch.cat(list(other), dim=2))
+        past, again = one.past(), other.past()
+    assert sizes[0] == sizes[1] > 0, "the state does not grow with the clip"
+
+
+def test_the_past_of_another_clip_is_refused(vae):
+    def part(*shape, **options):
+        return vae.decode_stream(noise(shape[0], vae.config.latent_channels, 1, *shape[1:]), goes_on=True, **options)
+
+    stream = part(1, 3, 4)
+    stream = part(1, 3, 4)
+    list(stream)
+    past = stream.past()
+    for shape, words in (((2, 3, 4), "batch size: 1 before, 2 now"), ((1, 3, 5), "width in latent pixels: 4 .* 5 now")):
+        with pytest.raises(ValueError, match=f"goes on from one of another {words}"):
+            part(*shape, past=past)
+    with pytest.raises(ValueError, match=r"another dtype: torch.float32 before, torch.float64 now"):
+        part(1, 3, 4, past=past, dtype=torch.float64)
+
+
+def test_a_stream_that_ends_leaves_no_past(vae):
+    stream = vae.decode_stream(noise(1, vae.config.latent_channels, 2, 3, 4))
+    next(stream)
+    list(stream)
+    with pytest.raises(RuntimeError, match="without look_ahead"):
+        stream.past()
+
+
+@pytest.mark.parametrize("config", [VAEConfig("2.1", 16, 8, 8), VAEConfig("2.2", 48, 8, 8)], ids=lambda c: c.version)
+@pytest.mark.parametrize("method", ["encode", "decode"])
+@pytest.mark.parametrize("side", [None, 32])
+def test_gradients_pass_through(config, method, side):
+    """As in training through the VAE: the slope along a direction, in float64, and a gradient of every weight."""
+    shapes = {name: tuple(x.shape) for name, x in make_vae(config, device="meta").state_dict().items()}
+    vae = build_vae({name: x.double() for name, x in recipe.state_dict(shapes).items()}).requires_grad_(True)
+    shape = (1, 3, 5, 64, 32) if method == "encode" else (1, config.latent_channels, 3, 64 // config.stride, 2)
+    x, direction = (recipe.tensor(name, shape).double() for name in ("x", "direction"))
+    run = functools.partial(getattr(vae, method), tile=None if side is None else (side, side))
+    loss = run(x.requires_grad_(True)).sin().sum()
+    loss.backward()
+    half = vae.encoder if method == "encode" else vae.decoder
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in half.parameters())
+    with torch.no_grad():
+        ends = [run(x + step * direction).sin().sum() for step in (1e-6, -1e-6)]
+    slope, expected = (x.grad * direction).sum(), (ends[0] - ends[1]) / 2e-6
+    assert abs(slope - expected) < 1e-5 * abs(expected)

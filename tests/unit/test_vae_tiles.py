@@ -11,8 +11,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wan_model.vae import CPU, Runtime, VAEConfig, fit_decode, fit_encode, make_vae, plan_decode, plan_encode
+from wan_model.vae.plan import even_tiles
 from wan_model.vae.rect import Rect, Span
 from wan_model.vae.tile_run import TileRun, block_rects
+from wan_model.vae.tiling import MIN_TILE
 
 CONFIGS = {"2.1": VAEConfig("2.1", 16, 96, 96), "2.2": VAEConfig("2.2", 48, 160, 256)}
 
@@ -155,7 +157,7 @@ def test_running_out_of_memory_ten_times_changes_nothing(version, tiled, splits,
     tile = (4 * stride, 9 * stride) if tiled else None
     expected = vae.encode(video) if encode else vae.decode(latent)
     stream = vae.encode_stream(video.split(2, dim=2), tile=tile) if encode else vae.decode_stream(latent, tile=tile)
-    fault = RunsOut(10, 0.3, seed=splits)
+    fault = RunsOut(10, 0.3, seed=splits + 1)
 
     def on_error():
         if fault.left < splits - int(tiled):  # the last times, so that there are caches to cut
@@ -380,3 +382,22 @@ def test_memory_does_not_grow_with_the_pieces_of_a_latent(version):
                 pass
         peaks.append(trace.peak)
     assert peaks[1] <= 1.02 * peaks[0]
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("frame", [(480, 832), (720, 1280), (272, 480)])
+def test_even_tiles_give_each_device_as_many_and_are_cut_where_borders_are_short(devices, frame):
+    config, counts, borders = CONFIGS["2.1"], [], []
+    shape = (1, 16, 4, *(side // 8 for side in frame))
+    for tile in even_tiles(frame, 8, devices):
+        cores = plan_decode(config, shape, tile, 4).cores
+        assert min(min(len(core.rows), len(core.cols)) for core in cores) >= MIN_TILE
+        counts.append(len(cores))
+        borders.append(sum(len(core.rows) + len(core.cols) for core in cores))
+    assert counts[0] == devices and counts == sorted(set(counts)) and not any(count % devices for count in counts)
+    assert borders[0] <= devices * min(frame) + max(frame)
+
+
+def test_a_frame_that_gives_a_device_no_tile_has_no_even_tiles():
+    assert list(even_tiles((48, 96), 16, 4)) == []
+    assert len(list(even_tiles((48, 96), 16, 3))) == 1

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from wan_model import checkpoint
 from wan_model.checkpoint import CheckpointError
+from wan_model.variants.rollout import Rollout
 from wan_model.weights import layouts
 
 LAYOUTS = Path(__file__).parents[1] / "golden" / "checkpoints_more.json.gz"
@@ -93,8 +94,37 @@ def test_the_average_is_chosen_and_said(trained, averaged, golden, weights, tmp_
     other = golden("dit_t2v").weights(5)
     torch.save({trained: other, averaged: weights, "step": 9}, tmp_path / "a.pt")
     with caplog.at_level(logging.WARNING):
-        assert_loads(tmp_path / "a.pt", weights)
+        assert_loads(tmp_path / "a.pt", weights, "causal" if averaged == "generator_ema" else "t2v")
     assert f"'{averaged}' is loaded: the averaged weights (EMA)" in caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["generator_ema.", "generator_ema.model.", "generator.model.", "x.generator.model."])
+def test_what_the_trainers_of_self_forcing_save_is_causal(prefix, golden, weights, tmp_path):
+    """Their names tell it of text to video alone, and a header that says otherwise counts."""
+    save_file(prefixed(prefix, weights), tmp_path / "a.safetensors")
+    assert_loads(tmp_path / "a.safetensors", weights, "causal")
+    otherwise = {"config": json.dumps({"transformer": {"causal_ar": False}})}
+    save_file(prefixed(prefix, weights), tmp_path / "b.safetensors", metadata=otherwise)
+    assert_loads(tmp_path / "b.safetensors", weights)
+    for variant in ("i2v", "vace"):
+        other = golden(f"dit_{variant}").weights()
+        save_file(prefixed(prefix, other), tmp_path / "c.safetensors")
+        assert_loads(tmp_path / "c.safetensors", other, variant)
+
+
+def test_the_caller_chooses_whether_a_model_is_causal(golden, weights, tmp_path):
+    save_file(weights, tmp_path / "plain.safetensors")
+    save_file(prefixed("generator_ema.", weights), tmp_path / "told.safetensors")
+    for file in ("plain.safetensors", "told.safetensors"):
+        for causal, variant in ((True, "causal"), (False, "t2v")):
+            state_dict, found = checkpoint.load_model(tmp_path / file, causal)
+            assert found.variant == found.config.variant == variant and state_dict.keys() == weights.keys()
+    save_file(golden("dit_i2v").weights(), tmp_path / "i2v.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"it is a Wan i2v model, and only text-to-video weights .*causal to auto"
+    ):
+        checkpoint.load_model(tmp_path / "i2v.safetensors", True)
+    assert checkpoint.load_model(tmp_path / "i2v.safetensors", False)[1].variant == "i2v"
 
 
 @pytest.mark.parametrize("aside", ["critic", "fake_score", "real_score", "teacher", "discriminator"])
@@ -174,6 +204,47 @@ def test_a_mark_of_a_causal_model(transformer, weights, tmp_path):
     metadata = {"config": json.dumps({"transformer": transformer})}
     save_file(weights, tmp_path / "a.safetensors", metadata=metadata)
     assert checkpoint.load(tmp_path / "a.safetensors")[1] == "causal"
+
+
+CAUSAL = {"config": json.dumps({"transformer": {"causal_ar": True}})}
+
+
+def test_a_header_tells_how_a_causal_model_is_run(weights, tmp_path):
+    told = {"block": 1, "window": 8, "sink": 1, "near_sink": True, "context_noise": 0.15}
+    sampling = {"solver": "unipc", "steps": 8, "shift": 3, "guidance": 2.5}
+    header = {"rollout": json.dumps(told), "sampling": json.dumps(sampling)}
+    save_file(weights, tmp_path / "a.safetensors", metadata=CAUSAL | header)
+    found = checkpoint.inspect(tmp_path / "a.safetensors")
+    assert found.rollout == Rollout(1, 8, 1, True, 0.15) and not found.notes
+    assert found.sampling.guidance == (2.5, 2.5) and found.sampling.steps == 8
+    save_file(weights, tmp_path / "b.safetensors", metadata=header)
+    assert checkpoint.inspect(tmp_path / "b.safetensors").rollout is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("rollout", "{"),
+        ("rollout", "[1]"),
+        ("rollout", "3"),
+        ("rollout", '{"block": "1"}'),
+        ("rollout", '{"block": true}'),
+        ("rollout", '{"blocks": 1}'),
+        ("rollout", '{"block": 4, "window": 4, "sink": 1}'),
+        ("rollout", '{"context_noise": NaN}'),
+        ("rollout", "[" * 100_000),
+        ("sampling", '{"solver": "unipc", "steps": 8, "shift": 3}'),
+        ("sampling", '{"solver": ["unipc"], "steps": 8, "shift": 3, "guidance": 2.5}'),
+        ("sampling", '{"solver": "unipc", "steps": 0, "shift": 3, "guidance": 2.5}'),
+        ("sampling", '{"solver": "unipc", "steps": 8, "shift": NaN, "guidance": 2.5}'),
+    ],
+)
+def test_a_header_that_cannot_be_read_is_said(entry, value, weights, tmp_path):
+    save_file(weights, tmp_path / "a.safetensors", metadata=CAUSAL | {entry: value})
+    found = checkpoint.inspect(tmp_path / "a.safetensors")
+    assert getattr(found, entry) is None and [
+        f"the {entry} in its header cannot be read" in n for n in found.notes
+    ] == [True]
 
 
 INNOCENT = [
