@@ -1,6 +1,6 @@
 """Measures how long clips of the demo family's causal model keep to their prompts, and draws it over time.
 
-The network computes in bfloat16, as it was trained.
+The network computes in the dtype in which it is trained.
 
 python -m tiny.drift --plot drift.png
 """
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     options = parser.parse_args()
     with torch.inference_mode():
-        dit = train_lora.in_bfloat16(family.load_dit("causal"))
+        dit = train_lora.quick(family.load_dit("causal"))
         report(Model(dit, *long_clips.settings()), options.plot, options.prompts)
 
 

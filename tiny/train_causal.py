@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import Linear
 from torch.nn import functional as F
 
-from . import CAUSAL, endless, family, train_dit, train_lora
+from . import CAUSAL, endless, family, precision, train_dit, train_lora
 from .train_dit import CELL_WEIGHT, CELLS, PROBED, ROLE_WEIGHT, ROLES
 from .trainer import Trainer, cosine
 from wan_model.dit.model import WanDiT
@@ -316,7 +316,7 @@ def latents(vae: WanVAE, folder: Path) -> Tensor:
 
 def train(dit: WanDiT, vae: WanVAE, encoder: family.TextEncoder, folder: Path) -> WanDiT:
     """The causal DiT; `folder` keeps the bank and the run."""
-    task = Task(latents(vae.bfloat16(), folder), encoder, STEPS)
+    task = Task(latents(vae.to(precision.DTYPE), folder), encoder, STEPS)
     torch.manual_seed(0)
     trainer = Trainer(
         Causal(dit),

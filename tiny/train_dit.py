@@ -19,7 +19,7 @@ from torch.nn import Linear
 from torch.nn import functional as F
 from transformers import UMT5EncoderModel
 
-from . import family, scenes, tokenizer, whole_clip
+from . import family, precision, scenes, tokenizer, whole_clip
 from .trainer import Trainer, cosine, place
 from wan_model.dit.config import DiTConfig
 from wan_model.dit.model import FLOAT32_NAMES, WanDiT
@@ -107,8 +107,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def encode(vae: WanVAE, clips: Tensor) -> Tensor:
-    """Normalised latents, float16, of clips (B, 3, T, H, W) by a VAE in bfloat16."""
-    clips = clips.bfloat16().contiguous(memory_format=torch.channels_last_3d)
+    """Normalised latents, float16, of clips (B, 3, T, H, W) by a VAE in `precision.DTYPE`."""
+    clips = clips.to(precision.DTYPE).contiguous(memory_format=torch.channels_last_3d)
     return family.normalise(whole_clip.encode(vae, clips)).to(torch.float16)
 
 
@@ -124,7 +124,7 @@ def kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
 
 
 def bank(vae: WanVAE) -> Tensor:
-    """Normalised latents (CLIPS, 16, 5, 8, 8) of the clips, by a VAE in bfloat16."""
+    """Normalised latents (CLIPS, 16, 5, 8, 8) of the clips, by a VAE in `precision.DTYPE`."""
     clips = (torch.stack([scenes.render(scene(first + i)) for i in range(4)]) for first in range(0, CLIPS, 4))
     return torch.cat([encode(vae, four) for four in clips])
 
@@ -240,7 +240,7 @@ class BothTask(Task):
 
 def condition_bank(vae: WanVAE) -> Tensor:
     """Normalised latents (PICTURES, 2, 16, 5, 8, 8) of clips of which only the first frame, or both ends, are not gray,
-    by a VAE in bfloat16.
+    by a VAE in `precision.DTYPE`.
     """
     latents = []
     for index in range(PICTURES):
@@ -265,7 +265,7 @@ def train(vae: WanVAE, folder: Path) -> Pair:
     rank, processes = place()
     if rank > 0:
         dist.barrier()
-    vae, made_by = vae.bfloat16(), fingerprint(vae)  # another VAE's latents are of no use
+    vae, made_by = vae.to(precision.DTYPE), fingerprint(vae)  # another VAE's latents are of no use
     latents = kept(folder / f"latents_{made_by}.pt", partial(bank, vae))
     conditions = kept(folder / f"conditions_{made_by}.pt", partial(condition_bank, vae))
     if rank == 0 and processes > 1:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from . import FOUR_STEPS, GUIDANCE, family, scenes, train_dit
+from . import FOUR_STEPS, GUIDANCE, family, precision, scenes, train_dit
 from .trainer import Trainer, cosine
 from wan_model import solvers
 from wan_model.dit.model import FLOAT32_NAMES, WanDiT
@@ -137,9 +137,9 @@ def ways(dit: WanDiT, encoder: family.TextEncoder, first: int) -> Tensor:
     return way(dit, context, encoder([""]).to(dit.dtype).expand(TOGETHER, -1, -1), noise).half()
 
 
-def in_bfloat16(dit: WanDiT) -> WanDiT:
-    """A copy of the DiT in bfloat16, but for what needs to be more precise."""
-    copy = WanDiT(dit.config, dtype=torch.bfloat16)
+def quick(dit: WanDiT) -> WanDiT:
+    """A copy of the DiT in `precision.DTYPE`, but for what needs to be more precise."""
+    copy = WanDiT(dit.config, dtype=precision.DTYPE)
     copy.load_state_dict(dit.state_dict())
     return copy.requires_grad_(False)
 
@@ -156,7 +156,7 @@ class Task:
         A distance on the way is taken as that of the clips in the noise.
         """
         chosen = torch.from_numpy(np.random.default_rng(seed).choice(len(self.ways), BATCH, replace=False))
-        wanted, context = self.ways[chosen].float(), self.contexts[chosen].bfloat16()
+        wanted, context = self.ways[chosen].float(), self.contexts[chosen].to(precision.DTYPE)
         dit = partial(_call, student.dit, student.weights())
         x, loss = wanted[:, 0], 0
         for i, (sigma, target) in enumerate(zip(self.levels, self.levels[1:], strict=False)):
@@ -180,7 +180,7 @@ def train(dit: WanDiT, encoder: family.TextEncoder, folder: Path) -> Student:
 
     Each run has ways of its own, and its rate falls to 0.
     """
-    teacher, first = in_bfloat16(dit), 0
+    teacher, first = quick(dit), 0
     torch.manual_seed(0)
     student = Student(dit)
     for number, (count, steps, peak) in enumerate(RUNS):

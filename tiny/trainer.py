@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from . import precision
 from wan_model.vae.model import innermost
 
 SAVE_EVERY = 100  # steps
@@ -48,10 +49,10 @@ class Trainer:
     """Trains what asks for a gradient in `model`, for `steps` steps; `averaged` is what is shipped.
 
     The averaged weights follow the trained ones exponentially, by 1 - `average` a step. The gradients are computed by
-    a copy of the model in bfloat16, but for the parameters that `exact` names; the weights and the optimiser's state
-    are float32. rate: learning rate of each step. Matrices that `matrices` names are trained by Muon, all else by
-    AdamW. folder: where the log and the state lie; with a state there, the run goes on from it. In a process group each
-    process computes gradients of its own and all follow their mean.
+    a copy of the model in `precision.DTYPE`, but for the parameters that `exact` names; the weights and the
+    optimiser's state are float32. rate: learning rate of each step. Matrices that `matrices` names are trained by
+    Muon, all else by AdamW. folder: where the log and the state lie; with a state there, the run goes on from it. In a
+    process group each process computes gradients of its own and all follow their mean.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Trainer:
         self.model, self.folder, self.steps, self.rate, self.average = model, folder, steps, rate, average
         self.work = copy.deepcopy(model).train()
         for name, parameter in self.work.named_parameters():
-            parameter.data = innermost(parameter.data if exact(name) else parameter.data.bfloat16())
+            parameter.data = innermost(parameter.data if exact(name) else parameter.data.to(precision.DTYPE))
         self.averaged = copy.deepcopy(model).requires_grad_(False)
         self.flat, adam = {}, []
         for name, parameter in model.named_parameters():

@@ -13,7 +13,7 @@ import sentencepiece
 import torch
 from torch.nn import Linear
 
-from tiny import evaluate, family, judge, scenes, tokenizer, train, train_dit, train_vae, trainer, whole_clip
+from tiny import evaluate, family, judge, precision, scenes, tokenizer, train, train_dit, train_vae, trainer, whole_clip
 
 from wan_model import checkpoint
 from wan_model.dit.attention import sdpa
@@ -72,6 +72,7 @@ def test_attention_for_training_is_exact():
 
 
 def test_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "DTYPE", torch.float32)
     monkeypatch.setattr(train_vae, "STAGES", ((6, 1, 2, 2e-3), (2, 5, 1, 2e-3)))
     monkeypatch.setattr(trainer, "SAVE_EVERY", 3)
 
@@ -97,6 +98,7 @@ def test_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
 def test_the_script_trains_the_whole_family_and_improves_it(tmp_path, monkeypatch):
     """From nothing to four files that hold together, with a budget that teaches little."""
     monkeypatch.setattr(family, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(precision, "DTYPE", torch.float32)
     monkeypatch.setattr(trainer, "SAVE_EVERY", 4)
     for name, value in {"STAGES": ((20, 1, 3, 2e-3), (2, 5, 1, 2e-3)), "MEASURED": 4}.items():
         monkeypatch.setattr(train_vae, name, value)
@@ -144,7 +146,7 @@ from torch.nn import Linear
 from tiny.trainer import Trainer, place, process_group
 
 def loss(model, seed):
-    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed)).bfloat16()
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed)).to(model.weight.dtype)
     return (model(x) - x).square().mean()
 
 with process_group():

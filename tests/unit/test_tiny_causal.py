@@ -7,7 +7,20 @@ import pytest
 import torch
 from PIL import Image
 
-from tiny import drift, endless, evaluate, family, judge, long_clips, scenes, train, train_causal, train_lora, trainer
+from tiny import (
+    drift,
+    endless,
+    evaluate,
+    family,
+    judge,
+    long_clips,
+    precision,
+    scenes,
+    train,
+    train_causal,
+    train_lora,
+    trainer,
+)
 
 from wan_model import causal, checkpoint
 from wan_model.dit.runtime import Runtime
@@ -19,6 +32,7 @@ def tiny_budget(monkeypatch, tmp_path):
     budget = {"SCENES": 4, "SWITCHES": 4, "TOGETHER": 4, "BATCH": 3, "STEPS": 16}
     for name, value in budget.items():
         monkeypatch.setattr(train_causal, name, value)
+    monkeypatch.setattr(precision, "DTYPE", torch.float32)
     monkeypatch.setattr(train_causal, "cosine", lambda step, steps, peak: peak)
     monkeypatch.setattr(trainer, "SAVE_EVERY", 4)
     monkeypatch.setitem(family.FOLDERS, "causal", str(tmp_path))  # an absolute path replaces the folder
@@ -92,7 +106,7 @@ def test_the_script_trains_and_improves_it(tmp_path, tiny_budget):
 
 @pytest.fixture(scope="module")
 def shipped():
-    return drift.Model(train_lora.in_bfloat16(family.load_dit("causal")), *long_clips.settings())
+    return drift.Model(train_lora.quick(family.load_dit("causal")), *long_clips.settings())
 
 
 def test_the_shipped_file_says_how_it_is_run():
