@@ -6,7 +6,7 @@ from aiohttp import web
 
 from ...wan_model.messages import Message
 from .. import server
-from ..observe import growing, preview
+from ..observe import growing, latest
 from . import estimate, info, noise, preflight, suggestion
 
 
@@ -26,24 +26,30 @@ async def post_header(request: web.Request) -> web.Response:
 
 
 async def get_preview(request: web.Request) -> web.Response:
-    """GET /wan/preview?key=K: the newest frames of a run as a JPEG, `preview.Sheet.jpeg`.
-
-    Status 204 where another run has begun: a client that asks late does nothing wrong, and its console stays clean.
-    """
-    latest, key = request.app[preview.LATEST], request.query.get("key", "")
-    sheet = latest.of(key)
+    """GET /wan/preview?key=K: the newest frames of a run as a JPEG, `preview.Sheet.jpeg`."""
+    newest, key = request.app[latest.PREVIEW], request.query.get("key", "")
+    sheet = newest.of(key)
     if sheet is None:
-        return web.Response(status=204) if key in latest.begun else refuse(404, "There is no preview with this key.")
+        return missing(newest, key)
     body = await asyncio.to_thread(sheet.jpeg)
     return web.Response(body=body, content_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
 
 async def get_video(request: web.Request) -> web.StreamResponse:
     """GET /wan/video?key=K: a file that is being written, as long as it grows, `growing.respond`."""
-    showing = request.app[growing.LATEST].of(request.query.get("key", ""))
+    newest, key = request.app[latest.VIDEO], request.query.get("key", "")
+    showing = newest.of(key)
     if showing is None:
-        return refuse(404, "This video is not written any more: another run has started.")
+        return missing(newest, key)
     return await growing.respond(showing, request)
+
+
+def missing(newest: latest.Latest, key: str) -> web.Response:
+    """Return the response for a run that is not the newest: status 204 for an earlier one, 404 for one unknown.
+
+    A client that asks late does nothing wrong, and its console stays clean.
+    """
+    return web.Response(status=204) if newest.is_past(key) else refuse(404, "There is no run with this key.")
 
 
 async def get_check(request: web.Request) -> web.Response:
@@ -118,6 +124,6 @@ def register() -> None:
     """Add the routes, and the state that they read, to the running server, if there is one."""
     instance = server.running()
     if instance is not None:
-        instance.app[preview.LATEST] = preview.Latest()
-        instance.app[growing.LATEST] = growing.Latest()
+        for key in (latest.PREVIEW, latest.VIDEO):
+            instance.app[key] = latest.Latest()
         instance.routes.route("*", "/wan/{question:.*}")(answer)

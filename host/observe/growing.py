@@ -17,7 +17,7 @@ from aiohttp import web
 
 from .. import server
 from ..vae.growing import GrowingVideo
-from . import preview
+from . import latest, preview
 
 EVENT = "wan.video"
 RECENT = 40  # fragments behind the end at which a player begins at most
@@ -27,14 +27,13 @@ PIECE = 2**20  # bytes that are read at once
 
 @dataclass
 class Showing:
-    """A growing file and its newest fragments, by where they begin. `key` names it to the player.
+    """A growing file and its newest fragments, by where they begin.
 
     It is read until it is `over`: then the file may be replaced.
     """
 
     video: GrowingVideo
     starts: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT))
-    key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     over: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -65,25 +64,12 @@ class Showing:
                 await asyncio.sleep(PAUSE)
 
 
-@dataclass
-class Latest:
-    """The video that a server shows; one is enough, since the host runs one prompt at a time."""
-
-    showing: Showing | None = None
-
-    def of(self, key: str) -> Showing | None:
-        """Return the file `key`, or None if another one has begun since."""
-        return self.showing if self.showing is not None and self.showing.key == key else None
-
-
-LATEST = web.AppKey("wan_latest_video", Latest)  # its key in the server's application
-
-
 class Player:
     """Tells the editor of one file. total: its seconds in the end, None for a video without end."""
 
     def __init__(self, video: GrowingVideo, total: float | None):
         self.showing, self.total = Showing(video), total
+        self.key = secrets.token_urlsafe(16)
 
     def tell(self, finished: bool = False) -> None:
         """Send what is written, if there is a client."""
@@ -92,14 +78,14 @@ class Player:
         if place is None:
             return
         instance = server.running()
-        instance.app[LATEST].showing = self.showing
+        instance.app[latest.VIDEO].show(self.key, self.showing)
         data = {
             **place,
             **saved_as(video.path),
             "seconds": video.seconds,
             "total": self.total,
             "finished": finished,
-            "live": f"/wan/video?key={self.showing.key}",
+            "live": f"/wan/video?key={self.key}",
         }
         instance.send_sync(EVENT, data, instance.client_id)
 

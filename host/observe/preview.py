@@ -9,12 +9,11 @@ import io
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from aiohttp import web
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
@@ -29,6 +28,7 @@ from .. import server
 from ..model import references
 from ..model.classes import HostModel
 from ..transfer import begin_copy
+from . import latest
 
 EVENT = "wan.preview"
 SIDE = 192  # pixels of a preview frame at most
@@ -38,10 +38,8 @@ QUALITY = 85  # of the JPEG
 
 @dataclass(frozen=True)
 class Sheet:
-    """Preview frames of a run. key: names the run. fetch: waits for the copy of the frames (T, h, w, 3), uint8, in RAM
-    and returns it."""
+    """Preview frames of a run. fetch: waits for the copy of the frames (T, h, w, 3), uint8, in RAM and returns it."""
 
-    key: str
     fetch: Callable[[], torch.Tensor]
 
     def jpeg(self) -> bytes:
@@ -49,29 +47,6 @@ class Sheet:
         buffer = io.BytesIO()
         Image.fromarray(self.fetch().flatten(0, 1).numpy()).save(buffer, "JPEG", quality=QUALITY)
         return buffer.getvalue()
-
-
-@dataclass
-class Latest:
-    """The newest sheet of a server; one is enough, since the host runs one prompt at a time.
-
-    begun: the keys of all runs so far.
-    """
-
-    sheet: Sheet | None = None
-    begun: set[str] = field(default_factory=set)
-
-    def show(self, sheet: Sheet) -> None:
-        """Have `sheet` as the newest."""
-        self.sheet = sheet
-        self.begun.add(sheet.key)
-
-    def of(self, key: str) -> Sheet | None:
-        """Return the sheet of the run `key`, or None if another run has begun since."""
-        return self.sheet if self.sheet is not None and self.sheet.key == key else None
-
-
-LATEST = web.AppKey("wan_latest_preview", Latest)  # its key in the server's application
 
 
 class SamplingPreview:
@@ -114,7 +89,7 @@ class Run:
         self.colours = self.colours or colours_of(self.latent_format, clip.device)
         frames = small_frames(clip, self.colours)
         instance = server.running()
-        instance.app[LATEST].show(Sheet(self.key, begin_copy(frames)))
+        instance.app[latest.PREVIEW].show(self.key, Sheet(begin_copy(frames)))
         seconds_of_clip = geometry.video_frames(clip.shape[1]) / self.frame_rate
         data = {
             **self.place,

@@ -20,7 +20,7 @@ FILE = """() => [...document.querySelectorAll("video")].find(
 ) ?? null"""
 
 
-def test_run_watch_stop_play(open_workflow, page):
+def test_run_watch_stop_play(open_workflow, editor, page):
     """It plays while it grows; after Cancel the whole file is there, with its length and index."""
     open_workflow("wan21_endless_video", seconds=0, seed=3)
     page.evaluate(WATCH)
@@ -39,5 +39,5 @@ def test_run_watch_stop_play(open_workflow, page):
     video = page.wait_for_function(FILE).as_element()
     page.wait_for_function("(video) => video.readyState > 1", arg=video)
     assert abs(video.evaluate("(video) => video.duration") - page.evaluate("seen.at(-1).seconds")) < 0.1
-    video.evaluate("(video) => video.play()")
+    editor.play(video)
     page.wait_for_function("(video) => video.currentTime > 0.2", arg=video)

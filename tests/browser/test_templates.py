@@ -24,9 +24,10 @@ HAS_LENGTH = (
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_template_runs_and_its_video_plays_in_the_node(open_workflow, page, name):
-    open_workflow(name, **QUICK).run()
+    editor = open_workflow(name, **QUICK)
+    editor.run()
     video = page.wait_for_function(VIDEO).as_element()
-    video.evaluate("(video) => video.play()")
+    editor.play(video)
     page.wait_for_function("(video) => video.currentTime > 0.1", arg=video)
     size = [demo.DEMO_VALUES["width"], demo.DEMO_VALUES["height"]]
     assert video.evaluate("(video) => [video.videoWidth, video.videoHeight]") == size

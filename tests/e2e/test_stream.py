@@ -124,6 +124,8 @@ def test_cancel(start, place):
         long = Watcher(1, lambda: stop("long_00001_.mp4"))
         with pytest.raises(PromptError, match="interrupted"):
             Client(server.url).run(graph("long", seconds=600.0), long)
+        with urlopen(server.url + endless.seen[-1]["live"]) as reply:
+            assert (reply.status, reply.read()) == (204, b""), "to ask late is no fault"
     assert {file["filename"] for file in made} == {"endless_00001_.mp4", "after_00001_.mp4"}
     assert grown == [33, 9]
     assert played == 2 * [("video/mp4", b"ftyp")]

@@ -28,13 +28,13 @@ def test_a_step_waits_once_and_a_block_never(runs):
 @pytest.fixture
 def client(room, monkeypatch):
     """A client that listens to previews: its events and the application that keeps the sheets."""
-    preview = room("host.observe.preview")
-    app = {preview.LATEST: preview.Latest()}
+    preview, latest = room("host.observe.preview"), room("host.observe.latest")
+    app = {latest.PREVIEW: latest.Latest()}
     server = SimpleNamespace(app=app, client_id="editor", events=[])
     server.send_sync = lambda *event: server.events.append(event)
     monkeypatch.setattr(preview.server, "running", lambda: server)
     monkeypatch.setattr(preview, "where", lambda: {"node": "1", "prompt_id": "2"})
-    return SimpleNamespace(events=server.events, latest=app[preview.LATEST])
+    return SimpleNamespace(events=server.events, latest=app[latest.PREVIEW])
 
 
 def test_previews_and_guidance_add_no_wait(runs, run_node, client):
@@ -44,7 +44,7 @@ def test_previews_and_guidance_add_no_wait(runs, run_node, client):
     with syncs.simulated_card() as card:
         found = syncs.counted(runs, card)
         assert syncs.beyond(found) == []
-        assert client.latest.sheet.jpeg().startswith(b"\xff\xd8")  # a JPEG
+        assert client.latest.shown.jpeg().startswith(b"\xff\xd8")  # a JPEG
     assert len(client.events) == 2 * 3 + 6 and len(found["a sampling step"]) == 1
 
 
