@@ -1,6 +1,6 @@
 // What a node tells of its file, its clip or its run.
 
-import { chosenFile, fileOf, filesBefore, infoOf, loaderOf, makerOfLatent } from "./files.js"
+import { chosenFile, filesBefore, infoOf, loaderOf, makerOfLatent } from "./files.js"
 import { source, upstream, widgetValue } from "./graph.js"
 import { kindOf } from "./nodes.js"
 import { bar, schedule } from "./pictures.js"
@@ -67,7 +67,7 @@ async function noiseFacts(node) {
     for (const name of SCHEDULE) given[name] = widgetValue(node, name)
     const models = [loaderOf(node, "model"), loaderOf(node, "low_noise_model")]
     const known = await Promise.all(models.map(infoOf))
-    if (known.every(Boolean)) [given.model, given.low_noise_model] = models.map(fileOf)
+    if (known.every(Boolean)) [given.model, given.low_noise_model] = known.map((info) => info.name)
     const found = Object.values(given).includes(undefined) ? null : await ask("noise", given)
     if (!found) return []
     const { sigmas, switch: change } = found
@@ -95,12 +95,13 @@ async function estimate(node) {
     const maker = makerOfLatent(node, "latent")
     const model = kindOf(loader).note === "file" && maker ? await infoOf(loader) : null
     if (!model) return null
-    const given = { model: fileOf(loader), weight_dtype: widgetValue(loader, "weight_dtype") }
-    if (await infoOf(low)) given.low_noise_model = fileOf(low)
+    const given = { model: model.name, weight_dtype: widgetValue(loader, "weight_dtype") }
+    const second = await infoOf(low)
+    if (second) given.low_noise_model = second.name
     if (chosenFile(loader, "vace_name")) given.vace_name = chosenFile(loader, "vace_name")
     if (widgetValue(loader, "causal")) given.causal = widgetValue(loader, "causal")
-    const vae = loaderOf(maker, "vae")
-    if ((await infoOf(vae))?.channels === model.channels) given.vae = fileOf(vae)
+    const vae = await infoOf(loaderOf(maker, "vae"))
+    if (vae?.channels === model.channels) given.vae = vae.name
     for (const name of ["width", "height", "length", "batch_size"]) given[name] = widgetValue(maker, name)
     for (const name of ["steps", "guidance", "preset"]) given[name] = widgetValue(node, name)
     const parallel = upstream(node, "model", (found) => found.comfyClass === "WanParallel")

@@ -54,10 +54,15 @@ export function filesBefore(node) {
     return [...new Set(names.filter(Boolean))]
 }
 
-/** What the server says of the file of the loader `node`; null where it is no part of Wan. */
+/**
+ * What the server says of the file of the loader `node`, with its `name`: by the time that the answer is there, the node
+ * may have another one. Null where the file is no part of Wan.
+ */
 export async function infoOf(node) {
     const name = fileOf(node)
     if (!name) return null
     const checked = await ask("check", { node: node.comfyClass, file: name })
-    return checked?.problem === null ? ask("info", { folder: kindOf(node).folder, name }) : null
+    if (checked?.problem !== null) return null
+    const info = await ask("info", { folder: kindOf(node).folder, name })
+    return info && { ...info, name }
 }
