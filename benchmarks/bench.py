@@ -42,11 +42,15 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def begin(arguments: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options of the command line, with `page` as what to write into or None; and a log for this script alone."""
+    """The options of the command line, with `page` as what to write into or None; and a log for this script alone.
+
+    A quick or dry run writes nothing unless `page` is given.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)  # the host's
     log.setLevel(logging.INFO)
     options = arguments.parse_args()
-    if options.page is None and getattr(options, "preset", None) != "quick":
+    is_trial = getattr(options, "preset", None) == "quick" or getattr(options, "dry", False)
+    if options.page is None and not is_trial:
         options.page = page.PAGE
     return options
 

@@ -163,10 +163,10 @@ class Run:
         logs = "\n".join(path.read_text(errors="replace")[-LOG_KEPT:] for path in sorted(self.folder.glob("*.log")))
         report.write(self.folder / "report.md", command, found, logs)
         measured = [x for x in found if x["group"] == ROWS and x["state"] == "pass"]
-        if measured and (target := self.options.page or (None if self.options.dry else page.PAGE)):
+        if measured and self.options.page:
             note = f"{report.NOTE}\n\nChecks: {report.checks([x for x in found if x['group'] != ROWS])}"
             text = f"{note}\n\n{report.table(found)}"
-            page.replace(target, f"gpu {self.card}", page.section(self.card, command, self.versions(), text))
+            page.replace(self.options.page, f"gpu {self.card}", page.section(self.card, command, self.versions(), text))
             if not self.options.dry:
                 PROFILES.mkdir(exist_ok=True)
                 text = f"# {self.card}, {source()}\n\n{report.profiles_of(found)}"

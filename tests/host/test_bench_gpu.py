@@ -332,10 +332,12 @@ def test_the_report_is_one_file_with_all(tmp_path):
 def dry_run(folder: Path, only: list[str]) -> dict[str, str]:
     """Runs it in small on the CPU; returns the state of each item."""
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--dry", "--out", str(folder), "--budget", "550"]
+    page = (BENCHMARKS / "results.md").read_bytes()
     done = subprocess.run([*command, *(["--only", *only] if only else [])], capture_output=True, text=True)
     found = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     assert [x["item"] for x in found if x["state"] == "FAIL"] == [], done.stdout
     assert done.returncode == 0 and (folder / "report.md").stat().st_size > 4000
+    assert (BENCHMARKS / "results.md").read_bytes() == page, "a dry run measures nothing"
     return {x["item"]: x["state"] for x in found}
 
 
