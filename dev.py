@@ -1,7 +1,7 @@
 """Set up this pack with a ComfyUI of its own and run it: `python3 dev.py demo`, `test`, `bench` or `serve`.
 
     demo    make a video from a text prompt, from nothing to an mp4
-    test    run the style checks and the whole test suite; further arguments go to pytest
+    test    run the style checks and the whole test suite on several cores; further arguments go to pytest, on one
     bench   measure this pack beside others, into benchmarks/results.md; further arguments go to the benchmark
     serve   open ComfyUI's editor with this pack in it
 
@@ -35,6 +35,8 @@ BENCHMARKS = (
     "stream",
     "syncs",
 )
+
+WORKERS = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadgroup"]  # of the whole suite, see tests/conftest.py
 
 log = logging.getLogger("dev")
 
@@ -99,7 +101,7 @@ def command_line(options: argparse.Namespace, comfyui: host.Host, place: environ
         return [python, "-m", "devtools.demo", *chosen, *paths]
     if options.command == "test":
         chosen = any(Path(argument.split("::")[0]).exists() for argument in options.rest)
-        return [python, "-m", "pytest", *([] if chosen else ["tests"]), *options.rest]
+        return [python, "-m", "pytest", *([] if chosen else ["tests"]), *(options.rest or WORKERS)]
     if options.command == "bench":
         return [python, f"benchmarks/{options.benchmark}.py", *options.rest]
     cpu = not place.has_accelerator()

@@ -24,7 +24,7 @@ FRONTEND = "comfyui-frontend-package"
 TRITON = "triton>=3.4; sys_platform == 'linux'"  # which no torch without CUDA brings along
 EXTRA_PACKAGES = {  # what a command of dev.py needs besides
     "test": [
-        *("pytest>=9", "pytest-timeout", "ruff==0.17.6", "mypy==2.4.1", "comfy-test==0.4.15"),
+        *("pytest>=9", "pytest-timeout", "pytest-xdist", "ruff==0.17.6", "mypy==2.4.1", "comfy-test==0.4.15"),
         *("playwright==1.65.2", "gguf>=0.17", "pathspec>=1", FUZZER, TRITON),
     ],
     "bench": ["diffusers==0.42.1", "gguf>=0.17"],  # a peer to compare with, and for the files that are checked

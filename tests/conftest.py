@@ -63,6 +63,28 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(running_server)
     config.pluginmanager.register(namespaces)
     config.pluginmanager.register(table)
+    config.pluginmanager.register(Failures(config))
+
+
+class Failures:
+    """Says at once what failed: a run that is cut off prints no summary."""
+
+    def __init__(self, config: pytest.Config):
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Print the last line of a failure."""
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            terminal.write_line(f"\n{report.nodeid} ({report.when}): {crash.message if crash else report.longrepr}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together on one worker, where there are several, the tests of a file, and all that talk to a server."""
+    for item in items:
+        room = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group("servers" if room in ("browser", "e2e") else item.path.stem))
 
 
 @dataclass(frozen=True)

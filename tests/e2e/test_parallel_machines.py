@@ -38,6 +38,7 @@ if sys.platform != "linux":
 
 ALONE = "cpu x1"
 SLOW = pytest.mark.slow
+STARTING = 300.0  # seconds until join.py has imported the host
 SHOWN = re.compile(r"run this in the folder of ComfyUI: python custom_nodes/\S+/join\.py (\S+) --token (\S+)")
 
 
@@ -59,7 +60,7 @@ class Other:
         with inside(self.name), self.log.open("wb") as log:
             self.process = subprocess.Popen(line, cwd=self.comfyui, stdout=log, stderr=subprocess.STDOUT)
         try:
-            assert await_true(lambda: "waits for runs" in self.said(), ENDING), self.said()
+            assert await_true(lambda: "waits for runs" in self.said(), STARTING), self.said()
             yield self
         finally:
             self.process.send_signal(signal.SIGINT)

@@ -28,6 +28,8 @@ SHARED = {  # tests of a model per variant, by file; with a batch, timesteps a f
     "test_causal.py": ("the_authors_rollout[local6_sink1]", "the_whole_clip_at_once[mask]"),
 }
 
+SLOW_WAYS = [(2, "sharded"), *((size, weights) for size in (3, 4) for weights in ("replica", "sharded"))]
+
 
 def run(size, tests, tmp_path, weights="replica"):
     """Have so many processes run the same tests of tests/unit together."""
@@ -47,18 +49,27 @@ def run(size, tests, tmp_path, weights="replica"):
 
 
 @pytest.mark.timeout(3600)  # each wait of a process for another takes long where others use the cores
-@pytest.mark.parametrize("weights", ["replica", "sharded"])
-@pytest.mark.parametrize("size", [2, *(pytest.param(size, marks=pytest.mark.slow) for size in (3, 4))])
+@pytest.mark.parametrize(
+    ("size", "weights"),
+    [(2, "replica"), *(pytest.param(*way, marks=pytest.mark.slow) for way in SLOW_WAYS)],
+)
 def test_every_variant_is_the_authors_on_several_processes(size, weights, tmp_path):
     """Two heads on three processes and more, and 20 tokens a frame that 3 does not divide."""
     run(size, [f"{file}::test_{name}" for file, names in SHARED.items() for name in names], tmp_path, weights)
 
 
-@pytest.mark.parametrize("size", [2, 3])
+def test_sharded_weights_give_the_authors_result(tmp_path):
+    """For some variants; for all of them where slow tests run."""
+    files = ("test_dit.py", "test_dit_scail.py", "test_causal.py")
+    run(2, [f"{file}::test_{name}" for file in files for name in SHARED[file]], tmp_path, "sharded")
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_tiles_of_several_processes_are_those_of_one(size, tmp_path):
     run(size, ["shared_tiles.py"], tmp_path)
 
 
+@pytest.mark.slow
 def test_two_hosts_are_the_authors(hosts, tmp_path):
     """Torch's launcher on each of two hosts, which reach each other by a cable alone."""
     first, runs = next(iter(hosts)), []

@@ -95,6 +95,7 @@ def test_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
         torch.testing.assert_close(again.averaged.state_dict()[name], weight, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow  # torch computes a part of its optimiser in bfloat16, which some processors are slow at
 def test_the_script_trains_the_whole_family_and_improves_it(tmp_path, monkeypatch):
     """From nothing to four files that hold together, with a budget that teaches little."""
     monkeypatch.setattr(family, "MODELS", tmp_path / "models")

@@ -92,6 +92,7 @@ def test_training_sees_what_the_cache_holds(relative_error):
             history.keep(clean[:, :, one])
 
 
+@pytest.mark.slow  # as that of the family
 def test_the_script_trains_and_improves_it(tmp_path, tiny_budget):
     train.main(["causal", "--runs", str(tmp_path / "runs")])
     log = [json.loads(line)["loss"] for line in (tmp_path / "runs/causal/run/log.jsonl").read_text().splitlines()]
@@ -115,6 +116,7 @@ def test_the_shipped_file_says_how_it_is_run():
     assert found.sampling is not None and found.latent_rgb is not None
 
 
+@pytest.mark.slow
 def test_the_shipped_model_keeps_to_its_prompt(shipped, monkeypatch):
     """Colour and background of four clips at the end of ten seconds, and after a change of the prompt."""
     monkeypatch.setattr(drift, "TIMES", 2)
