@@ -148,7 +148,7 @@ class Editor:
         """Drop the file `name` onto the canvas. type: its media type, empty as in a browser that does not know it."""
         self.page.evaluate(DROP, [name, type, base64.b64encode(content).decode()])
 
-    def run(self, timeout: float = 120) -> None:
+    def run(self, timeout: float = 300) -> None:
         """Press Run and wait for the end. Raise ValueError with what the server said where it is not a success."""
         before = self.page.evaluate("ended.length")
         with self.page.expect_response("**/prompt") as reply:

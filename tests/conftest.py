@@ -80,6 +80,7 @@ class Failures:
             terminal.write_line(f"\n{report.nodeid} ({report.when}): {crash.message if crash else report.longrepr}")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together on one worker, where there are several, the tests of a file, and all that talk to a server."""
     for item in items:

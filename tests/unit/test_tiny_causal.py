@@ -33,6 +33,7 @@ def tiny_budget(monkeypatch, tmp_path):
     for name, value in budget.items():
         monkeypatch.setattr(train_causal, name, value)
     monkeypatch.setattr(precision, "DTYPE", torch.float32)
+    monkeypatch.setattr(train_causal.train_dit, "is_matrix", lambda name: name.endswith("blocks.0.ffn.0.weight"))
     monkeypatch.setattr(train_causal, "cosine", lambda step, steps, peak: peak)
     monkeypatch.setattr(trainer, "SAVE_EVERY", 4)
     monkeypatch.setitem(family.FOLDERS, "causal", str(tmp_path))  # an absolute path replaces the folder
@@ -92,7 +93,6 @@ def test_training_sees_what_the_cache_holds(relative_error):
             history.keep(clean[:, :, one])
 
 
-@pytest.mark.slow  # as that of the family
 def test_the_script_trains_and_improves_it(tmp_path, tiny_budget):
     train.main(["causal", "--runs", str(tmp_path / "runs")])
     log = [json.loads(line)["loss"] for line in (tmp_path / "runs/causal/run/log.jsonl").read_text().splitlines()]
