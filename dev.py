@@ -36,7 +36,7 @@ BENCHMARKS = (
     "syncs",
 )
 
-WORKERS = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadgroup"]  # of the whole suite, see tests/conftest.py
+WORKERS = ["-n", "auto", "--maxprocesses", "4"]  # of the whole suite, see tests/conftest.py
 
 log = logging.getLogger("dev")
 

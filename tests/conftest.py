@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 import torch
 from safetensors import safe_open
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -80,12 +81,17 @@ class Failures:
             terminal.write_line(f"\n{report.nodeid} ({report.when}): {crash.message if crash else report.longrepr}")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together on one worker, where there are several, the tests of a file, and all that talk to a server."""
-    for item in items:
-        room = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group("servers" if room in ("browser", "e2e") else item.path.stem))
+class ByFile(LoadScopeScheduling):
+    """Deals whole files to the workers, and to one of them all that start servers, which would disturb each other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "servers" if Path(file).parent.name in ("browser", "e2e") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:
+    """Deal the tests to several workers by file."""
+    return ByFile(config, log)
 
 
 @dataclass(frozen=True)
