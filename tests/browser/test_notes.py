@@ -64,7 +64,7 @@ def expect(page):
     def wait(node, kind, lines):
         shown = f"([node, lines]) => JSON.stringify(({LINES})(node)) === JSON.stringify(lines)"
         try:
-            page.wait_for_function(shown, arg=[[node, kind], lines], timeout=15_000)
+            page.wait_for_function(shown, arg=[[node, kind], lines], timeout=60_000)
         except Exception:
             assert page.evaluate(LINES, [node, kind]) == lines
             raise

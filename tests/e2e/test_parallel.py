@@ -1,12 +1,10 @@
 """A run that several processes share, through a real server: preview, progress, cancelling, and what is left."""
 
 import sys
-import time
-from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
-from shared_run import listening
+from shared_run import await_true, children, command, listening
 
 from devtools import demo
 from devtools.client import Client, PromptError
@@ -24,17 +22,10 @@ def own_server(comfyui, base):
         yield running
 
 
-def processes() -> set[int]:
-    """The processes that now run for some Wan Parallel."""
-    return {int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if MARK in read(path)}
-
-
-def read(path: Path) -> bytes:
-    """What a file of /proc holds; nothing if its process has ended."""
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
+def processes(server: int) -> set[int]:
+    """The processes that the server `server` (a PID) runs for Wan Parallel: torch's agent and those that it starts."""
+    agents = [pid for pid in children(server) if MARK in command(pid)]
+    return {*agents, *(pid for agent in agents for pid in children(agent))}
 
 
 def shared(object_info: dict, seed: int, steps: int) -> tuple[dict, str]:
@@ -49,12 +40,12 @@ def shared(object_info: dict, seed: int, steps: int) -> tuple[dict, str]:
 
 
 def test_it_runs_shows_stops_and_leaves_nothing(own_server):
-    before, client, events = processes(), Client(own_server.url), []
+    client, events = Client(own_server.url), []
     info = client.get("/object_info")
     prompt, sampler = shared(info, 1, 3)
     assert client.run(prompt, lambda event, data: events.append((event, data)))
-    started = processes() - before
-    assert len(started) == 2  # torch's agent, and the second process
+    started = processes(own_server.pid)
+    assert len(started) == 2  # the agent, and the second process
     assert {own for pid in started for own in listening(pid)} <= LOOPBACK
     assert {data["value"] for event, data in events if event == "progress" and data["node"] == sampler} == {1, 2, 3}
     assert [data["step"] for event, data in events if event == "wan.preview"] == [1, 2, 3]
@@ -66,9 +57,6 @@ def test_it_runs_shows_stops_and_leaves_nothing(own_server):
     with pytest.raises(PromptError, match="interrupted"):
         client.run(shared(info, 2, 200)[0], cancel)
     assert client.run(shared(info, 3, 2)[0])
-    assert processes() - before == started  # the same ones
+    assert processes(own_server.pid) == started  # the same ones
     own_server.kill()
-    end = time.monotonic() + 10
-    while processes() & started and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not processes() & started
+    assert await_true(lambda: not any(map(command, started)), 10)
