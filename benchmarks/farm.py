@@ -199,7 +199,7 @@ def step_rows() -> list[list[str]]:
 
 
 def scheme_rows() -> list[list[str]]:
-    """What a card of the 14B model sends in a forward, and the seconds of one, by scheme and link."""
+    """Return rows of the bytes that a card sends in a forward of 14B, and the seconds of one, by scheme and link."""
     dim, rows = LARGE.config.dim, []
     for size in CARDS:
         sent = dict.fromkeys(SCHEMES, gathered(LARGE, size, 2 * dim))
@@ -233,7 +233,7 @@ def guidance_rows() -> list[list[str]]:
 
 
 def weight_rows() -> list[list[str]]:
-    """What a card of the 14B model keeps and receives with sharded weights, and the seconds of a forward then."""
+    """Return rows of the bytes that a card keeps and receives with sharded weights of 14B, and of the seconds."""
     network = WanDiT(LARGE.config, device="meta")
     counts = [sum(weight.numel() for weight in module.parameters()) for module in (network.blocks[0], network)]
     clips, rows = (replace(LARGE, grid=SMALL_CLIP), LARGE), []

@@ -178,7 +178,7 @@ class Run:
         return 1 if failed else 0
 
     def versions(self) -> str:
-        """What the page says beside the machine."""
+        """Return the versions that the page names beside the machine."""
         return f"{Path(bench.COMFYUI).name}, {source()}"
 
     def command(self) -> str:
@@ -202,7 +202,7 @@ def lines_of(path: Path) -> list[str]:
 
 
 def shown(result: dict) -> str:
-    """What was found, in a line."""
+    """Return the finding as one line."""
     if result["group"] != ROWS or result["state"] != "pass":
         return str(result["found"])[:200]
     return ", ".join(f"{x['who']} {x['seconds']:.3g} s" for x in result["found"] if "seconds" in x)

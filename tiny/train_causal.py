@@ -267,7 +267,7 @@ class Task:
 
     @torch.no_grad()
     def guess(self, dit: WanDiT, clean: Tensor, done: Tensor, context: Tensor, view: View, counts: Tensor) -> Tensor:
-        """What the network takes the frames for, from noise of any level and the finished frames `done`."""
+        """Return the frames that the network predicts from noise of any level and the finished frames `done`."""
         kept = clean_pass(
             dit, with_noise(done).to(dit.patch_embedding.weight.dtype), context, view, 1000 * CONTEXT_NOISE
         )

@@ -21,7 +21,7 @@ class Skip(Exception):
 
 
 class Wrong(Exception):
-    """What was found is not what it should be; the message has both."""
+    """A result is not as expected; the message has both."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ PAST = 100  # earlier runs whose keys are still known
 
 @dataclass
 class Latest(Generic[Shown]):
-    """What the newest run shows; one is enough, since the host runs one prompt at a time.
+    """The newest run and its result so far; one is enough, since the host runs one prompt at a time.
 
     key: names the run to the editor. past: the keys of earlier runs.
     """

@@ -1,4 +1,4 @@
-"""What people do with any node: search, connect, bypass, mute, copy and group it; and drop a model file beside it."""
+"""Everyday work with any node: search, connect, bypass, mute, copy and group it; and drop a model file beside it."""
 
 import json
 

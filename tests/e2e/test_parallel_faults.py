@@ -1,4 +1,4 @@
-"""What becomes of a server whose run is shared by processes, when something goes wrong with them.
+"""A server whose run is shared by processes, when something goes wrong with them.
 
 Each fault once, and ten times with -m slow. After each: a sentence within ten seconds, nothing left behind, and the
 next prompt runs.

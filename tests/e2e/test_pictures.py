@@ -1,4 +1,4 @@
-"""What the editor draws under nodes: noise levels before a run, matched LoRA keys and skipped steps after it."""
+"""The pictures under nodes in the editor: noise levels before a run, matched LoRA keys and skipped steps after it."""
 
 import json
 import urllib.error

@@ -317,7 +317,7 @@ def test_a_growing_file_plays_at_each_moment(growing, tmp_path):
 
 
 def test_half_a_fragment_behind_it_is_overwritten(growing, tmp_path):
-    """What a crash leaves in the middle of writing."""
+    """The files that a crash leaves in the middle of writing."""
     whole, cut = (growing(tmp_path / f"{name}.mp4", Fraction(RATE)) for name in ("whole", "cut"))
     for number in range(3):
         whole.append(picture(number))

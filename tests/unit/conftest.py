@@ -5,6 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+
+from tiny import precision, train_dit
 
 from wan_model.dit.model import build_dit
 
@@ -34,3 +37,10 @@ def dit_case(golden):
         return build_dit(data.weights()), inputs, data.outputs["v"].unsqueeze(0)
 
     return load
+
+
+@pytest.fixture
+def cheap_training(monkeypatch):
+    """Train in float32, and few matrices by Muon: torch computes a part of it in bfloat16, which can be slow."""
+    monkeypatch.setattr(precision, "DTYPE", torch.float32)
+    monkeypatch.setattr(train_dit, "is_matrix", lambda name: name.endswith("blocks.0.ffn.0.weight"))

@@ -13,7 +13,7 @@ import sentencepiece
 import torch
 from torch.nn import Linear
 
-from tiny import evaluate, family, judge, precision, scenes, tokenizer, train, train_dit, train_vae, trainer, whole_clip
+from tiny import evaluate, family, judge, scenes, tokenizer, train, train_dit, train_vae, trainer, whole_clip
 
 from wan_model import checkpoint
 from wan_model.dit.attention import sdpa
@@ -71,8 +71,7 @@ def test_attention_for_training_is_exact():
     torch.testing.assert_close(train_dit.attend(q, k, v, 2), sdpa(q, k, v, 2), rtol=1e-5, atol=1e-6)
 
 
-def test_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(precision, "DTYPE", torch.float32)
+def test_training_goes_on_where_it_stopped(tmp_path, monkeypatch, cheap_training):
     monkeypatch.setattr(train_vae, "STAGES", ((6, 1, 2, 2e-3), (2, 5, 1, 2e-3)))
     monkeypatch.setattr(trainer, "SAVE_EVERY", 3)
 
@@ -95,22 +94,15 @@ def test_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
         torch.testing.assert_close(again.averaged.state_dict()[name], weight, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def few_matrices(name: str) -> bool:
-    """Whether Muon trains a parameter: torch computes a part of it in bfloat16, which some processors are slow at."""
-    return name.endswith("blocks.0.ffn.0.weight")
-
-
-def test_the_script_trains_the_whole_family_and_improves_it(tmp_path, monkeypatch):
+def test_the_script_trains_the_whole_family_and_improves_it(tmp_path, monkeypatch, cheap_training):
     """From nothing to four files that hold together, with a budget that teaches little."""
     monkeypatch.setattr(family, "MODELS", tmp_path / "models")
-    monkeypatch.setattr(precision, "DTYPE", torch.float32)
     monkeypatch.setattr(trainer, "SAVE_EVERY", 4)
     for name, value in {"STAGES": ((20, 1, 3, 2e-3), (2, 5, 1, 2e-3)), "MEASURED": 4}.items():
         monkeypatch.setattr(train_vae, name, value)
     steps = {"TEXT_STEPS": 12, "STEPS": 12, "BOTH_STEPS": (4, 4)}
     for name, value in {"CLIPS": 8, "PICTURES": 4, "BATCH": 4, "BOTH_BATCH": 4, **steps}.items():
         monkeypatch.setattr(train_dit, name, value)
-    monkeypatch.setattr(train_dit, "is_matrix", few_matrices)
     for module in (train_vae, train_dit):  # at its full rate from the first step
         monkeypatch.setattr(module, "cosine", lambda step, steps, peak: peak)
     runs = tmp_path / "runs"

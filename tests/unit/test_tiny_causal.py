@@ -14,7 +14,6 @@ from tiny import (
     family,
     judge,
     long_clips,
-    precision,
     scenes,
     train,
     train_causal,
@@ -27,13 +26,11 @@ from wan_model.dit.runtime import Runtime
 
 
 @pytest.fixture
-def tiny_budget(monkeypatch, tmp_path):
+def tiny_budget(monkeypatch, tmp_path, cheap_training):
     """A run of seconds, at its full rate from the first step, into another folder."""
     budget = {"SCENES": 4, "SWITCHES": 4, "TOGETHER": 4, "BATCH": 3, "STEPS": 16}
     for name, value in budget.items():
         monkeypatch.setattr(train_causal, name, value)
-    monkeypatch.setattr(precision, "DTYPE", torch.float32)
-    monkeypatch.setattr(train_causal.train_dit, "is_matrix", lambda name: name.endswith("blocks.0.ffn.0.weight"))
     monkeypatch.setattr(train_causal, "cosine", lambda step, steps, peak: peak)
     monkeypatch.setattr(trainer, "SAVE_EVERY", 4)
     monkeypatch.setitem(family.FOLDERS, "causal", str(tmp_path))  # an absolute path replaces the folder

@@ -5,18 +5,17 @@ import json
 import pytest
 import torch
 
-from tiny import FOUR_STEPS, family, precision, train, train_lora, trainer
+from tiny import FOUR_STEPS, family, train, train_lora, trainer
 
 from wan_model.variants import distilled
 from wan_model.weights import lora
 
 
 @pytest.fixture
-def tiny_budget(monkeypatch):
+def tiny_budget(monkeypatch, cheap_training):
     """A run of seconds, at its full rate from the first step."""
     for name, value in {"RUNS": ((8, 8, 4e-3), (4, 4, 4e-3)), "TOGETHER": 4, "BATCH": 4, "AVERAGE": 0.0}.items():
         monkeypatch.setattr(train_lora, name, value)
-    monkeypatch.setattr(precision, "DTYPE", torch.float32)
     monkeypatch.setattr(train_lora, "cosine", lambda step, steps, peak: peak)
     monkeypatch.setattr(trainer, "SAVE_EVERY", 4)
 
