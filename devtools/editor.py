@@ -131,6 +131,18 @@ class Editor:
         self.page.evaluate(DRAWN)
         return tuple(self.page.evaluate(SOCKET, [type, is_input, name]))
 
+    def press(self, keys: str) -> None:
+        """Press a key or a chord such as "Control+z" with a frame drawn after each key, as it is under a hand.
+
+        The editor acts on a key in the next frame. Where a key is up again before that, undo may take back less.
+        """
+        chord = keys.split("+")
+        for key in chord:
+            self.page.keyboard.down(key)
+            self.page.evaluate(DRAWN)
+        for key in reversed(chord):
+            self.page.keyboard.up(key)
+
     def close_dialogs(self) -> None:
         """Close what covers the canvas."""
         for _ in range(3):

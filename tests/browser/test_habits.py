@@ -72,7 +72,7 @@ def test_pasted_nodes_are_the_copied_ones_with_their_notes(editor, open_workflow
     editor.point(1500, 1000)
     page.mouse.click(1500, 1000)
     for keys in ("Control+a", "Control+c", "Control+v"):
-        page.keyboard.press(keys)
+        editor.press(keys)
     page.wait_for_function("(count) => app.graph.nodes.length === count", arg=2 * len(before))
     assert page.evaluate(COPIES) == sorted(2 * before)
 
@@ -95,9 +95,9 @@ def test_nodes_are_grouped_and_bypassed_together(editor, open_workflow, page):
     editor.point(1500, 1000)
     page.mouse.click(1500, 1000)
     for keys, mode in [("Control+a", 0), ("Control+b", BYPASSED), ("Control+b", 0), ("Control+m", MUTED)]:
-        page.keyboard.press(keys)
+        editor.press(keys)
         page.wait_for_function(f"(mode) => JSON.stringify({MODES}) === JSON.stringify([mode])", arg=mode)
-    page.keyboard.press("Control+g")
+    editor.press("Control+g")
     page.wait_for_function("app.graph.groups.length === 1")
     assert page.evaluate(GROUPED) == types
 

@@ -143,7 +143,7 @@ def test_a_distilled_lora_offers_its_settings(words, editor, open_workflow, page
     expect("WanSampler", "offer", [])
     assert page.evaluate(read, names) == [4, 1, 5, "euler"]
     page.wait_for_function(RECORDED, arg='"euler"')
-    page.keyboard.press("Control+z")
+    editor.press("Control+z")
     expect("WanSampler", "offer", [words["distilled"]])
     assert page.evaluate(read, names) == before
     editor.set("preset", "auto")
