@@ -134,11 +134,9 @@ class WanDiT(nn.Module):
 
     def unembed(self, x: Tensor, time: Tensor, draft: Draft) -> Tensor:
         """Return the velocity (B, out_dim, F, H, W) from the clip's tokens in the results of `run_blocks`."""
-        sequence = draft.whole
-        x = draft.runtime.share.gather(x, sequence)
-        clip, rows = x[:, sequence.clip], time[:, sequence.clip_rows]
-        patches = self.run_head(draft.head or self.head, clip, rows, draft.runtime.chunk)
-        return self.unpatchify(patches, draft.grid)
+        held, runtime = draft.held, draft.runtime
+        patches = self.run_head(draft.head or self.head, x[:, held.clip], time[:, held.clip_rows], runtime.chunk)
+        return self.unpatchify(runtime.share.gather(patches, draft.frames), draft.grid)
 
     def run_head(self, head: nn.Module, x: Tensor, time: Tensor, chunk: int | None) -> Tensor:
         """Return the patches (B, L, out_dim * patch area) of tokens x (B, L, dim)."""

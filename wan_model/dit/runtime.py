@@ -43,8 +43,8 @@ class Whole:
         """Return those of all tokens x (B, L, n) of `sequence` that this device holds, in the same order."""
         return x
 
-    def gather(self, x: Tensor, sequence: Sequence) -> Tensor:
-        """Return all tokens (B, L, n) of `sequence` from those that this device holds, x."""
+    def gather(self, x: Tensor, groups: tuple[int, ...]) -> Tensor:
+        """Return all tokens (B, L, n) of consecutive `groups` (`Sequence.groups`) from those of this device, x."""
         return x
 
     def exchange(self, sequence: Sequence) -> Exchange:

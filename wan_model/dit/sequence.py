@@ -98,7 +98,7 @@ class Draft:
             counts=None if len(set(counts)) == 1 else counts,
             clip=slice(self.front_tokens, self.front_tokens + math.prod(self.grid)),
             clip_rows=slice(first, first + self.t.shape[1]),
-            groups=(*map(_length, self.front), *self._frames(), *map(_length, self.behind)),
+            groups=(*map(_length, self.front), *self.frames, *map(_length, self.behind)),
         )
 
     @property
@@ -112,14 +112,16 @@ class Draft:
         """
         self.whole = self.sequence(rope)
         self.held = self.runtime.share.sequence(self.whole)
-        clip = to_tokens(self.clip)
+        clip = self.clip.flatten(2).transpose(1, 2)
         groups = [*(s.tokens for s in self.front), clip, *(s.tokens for s in self.behind)]
         del self.clip
         self.front, self.behind = [], []
-        return self.runtime.share.shard(clip if len(groups) == 1 else torch.cat(groups, dim=1), self.whole)
+        tokens = clip if len(groups) == 1 else torch.cat(groups, dim=1)
+        return self.runtime.share.shard(tokens, self.whole).contiguous()
 
-    def _frames(self) -> tuple[int, ...]:
-        """Return the tokens of each of the clip's frames."""
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """The clip's tokens as `Sequence.groups`: those of each frame."""
         frames, rows, columns = self.grid
         return (rows * columns,) * frames
 

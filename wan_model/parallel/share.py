@@ -34,10 +34,10 @@ class Ulysses(Whole):
         """As `Whole.shard`. sequence: of all tokens."""
         return x.index_select(1, self._places(sequence.groups, self.group.rank, x.device))
 
-    def gather(self, x: Tensor, sequence: Sequence) -> Tensor:
-        """As `Whole.gather`. sequence: of all tokens."""
-        shapes = [(x.shape[0], count, x.shape[2]) for count in self._counts(sequence.groups)]
-        return self._joined(self.group.all_to_all([x] * self.group.size, shapes), sequence.groups)
+    def gather(self, x: Tensor, groups: tuple[int, ...]) -> Tensor:
+        """As `Whole.gather`."""
+        shapes = [(x.shape[0], count, x.shape[2]) for count in self._counts(groups)]
+        return self._joined(self.group.all_to_all([x] * self.group.size, shapes), groups)
 
     def exchange(self, sequence: Sequence) -> Exchange:
         """As `Whole.exchange`. sequence: of all tokens."""
