@@ -166,7 +166,7 @@ def blocks_of(part: Part, shape: Sequence[int], guided: bool, place: Place) -> m
     shape = ((2 if guided else 1) * shape[0], *shape[1:])
     blocks = memory.Blocks(part.rollout.block, part.rollout.window)
     stays = min(part.held(place), place.free * comfy.model_management.MIN_WEIGHT_MEMORY_RATIO)
-    fits = memory.fits(part.config, shape, part.dtype, blocks, place.free - stays)
+    fits = memory.fits(part.config, shape, part.dtype, blocks, place.free - stays, place.count)
     return blocks._replace(in_ram=place.own_memory and not fits)
 
 
@@ -341,7 +341,7 @@ def number(name: str, given: Mapping[str, str], ranges: Mapping[str, tuple[float
 def _on_device(part: Part, shape, guided: bool, place: Place, shapes: Shapes | None) -> dict:
     """Return how much of a model the host loads (as its `load_models_gpu` decides) and the memory of a forward then."""
     management, config, blocks = comfy.model_management, part.config, blocks_of(part, shape, guided, place)
-    least = memory.needed(config, shape, part.dtype, shapes, blocks)
+    least = memory.needed(config, shape, part.dtype, shapes, blocks, place.count)
     resident = held = part.held(place)
     if place.own_memory:
         inference = management.minimum_inference_memory()
@@ -350,15 +350,15 @@ def _on_device(part: Part, shape, guided: bool, place: Place, shapes: Shapes | N
         resident = int(min(held, max(0, room, some)))
     left = place.free - resident
     double = (2 * shape[0], *shape[1:])
-    together = guided and 1.5 * memory.needed(config, double, part.dtype, shapes, blocks) < left
+    together = guided and 1.5 * memory.needed(config, double, part.dtype, shapes, blocks, place.count) < left
     at_once = double if together else shape
     if blocks is not None:
         at_once = blocks.one(at_once)
     chunk = memory.IN_CACHES
     if place.own_memory:
-        chunk = memory.choose_chunk(config, at_once, part.dtype, left, shapes=shapes)
-    activations = forward_bytes(config, at_once, part.dtype, shapes=shapes, chunk=chunk)
-    activations += memory.kept(config, double if guided else shape, part.dtype, blocks)
+        chunk = memory.choose_chunk(config, at_once, part.dtype, left, shapes=shapes, devices=place.count)
+    activations = forward_bytes(config, at_once, part.dtype, shapes=shapes, chunk=chunk, devices=place.count)
+    activations += memory.kept(config, double if guided else shape, part.dtype, blocks, place.count)
     return {
         "name": part.name,
         "weights": part.weights,

@@ -29,7 +29,7 @@ class HostModel:
 
     source: name of the model's file. loaded_with: the arguments of `loading.load`, None if it was not made so.
     workspace: temporary bytes for unpacking its weights. rollout, preset: how the file's header says that it is run in
-    blocks, and sampled.
+    blocks, and sampled. devices: that share each forward of the run that goes on.
     """
 
     source = "a Wan model"
@@ -37,6 +37,7 @@ class HostModel:
     workspace = 0
     rollout: Rollout | None = None
     preset: Preset | None = None
+    devices = 1
 
     def __init__(self, model_config, config: DiTConfig):
         def unet_model(*, operations, dtype, **_):  # on the meta device: `build` assigns the file's tensors
@@ -105,7 +106,7 @@ class HostModel:
         told = dict(cond_shapes or {})
         blocks, shapes = told.pop(BLOCKS, [None])[0], conditions.shapes(told)
         config, dtype = self.diffusion_model.config, self.compute_dtype
-        return memory.needed(config, input_shape, dtype, shapes, blocks) + self.workspace
+        return memory.needed(config, input_shape, dtype, shapes, blocks, self.devices) + self.workspace
 
 
 def windowed(window) -> list[int]:

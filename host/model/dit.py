@@ -104,6 +104,7 @@ class HostDiT(WanDiT, inner.InnerNetwork):
     def runtime(self, x, transformer_options, given, freqs=None) -> HostRuntime:
         """Return the runtime of a forward: the host's attention, kernels and patches, and a chunk that fits."""
         rope, chosen = transformer_options.get("rope_options") or {}, kernels.choose(x)
+        shared = transformer_options.get(SHARED)
         if (table := inner.rope_table(self, x, transformer_options, freqs)) is not None:
             chosen = dataclasses.replace(chosen, rope_table=table, rotate=TORCH.rotate)
         return HostRuntime(
@@ -113,6 +114,7 @@ class HostDiT(WanDiT, inner.InnerNetwork):
             chunk=memory.chunk_on(
                 *(x.device, self.config, x.shape, x.dtype),
                 shapes=conditions.shapes_of(given),
+                devices=shared.size if shared else 1,
                 compiled=hasattr(self.blocks[0], "_orig_mod"),  # the host swaps in compiled blocks for this call
             ),
             rope_scale=tuple(rope.get(f"scale_{axis}", 1.0) for axis in AXES),

@@ -34,26 +34,30 @@ def needed(
     dtype: torch.dtype,
     shapes: Shapes | None = None,
     blocks: Blocks | None = None,
+    devices: int = 1,
 ) -> int:
     """Return the bytes that the host should keep free for a forward: as much as chunks of `PREFERRED` need.
 
-    Making room for more would push weights off the device, which costs more time. blocks: of a causal run.
+    Making room for more would push weights off the device, which costs more time. blocks: of a causal run. devices:
+    that share the forward, of which this is one.
     """
     at_once = shape if blocks is None else blocks.one(shape)
-    least = forward_bytes(config, at_once, dtype, shapes=shapes, chunk=PREFERRED)
-    return least + largest_weight(config, dtype) + kept(config, shape, dtype, blocks)
+    least = forward_bytes(config, at_once, dtype, shapes=shapes, chunk=PREFERRED, devices=devices)
+    return least + largest_weight(config, dtype) + kept(config, shape, dtype, blocks, devices)
 
 
-def kept(config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, blocks: Blocks | None = None) -> int:
+def kept(
+    config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, blocks: Blocks | None = None, devices: int = 1
+) -> int:
     """Return the bytes on the device that a run keeps between forwards: a causal model's cache, as long as the clip.
 
     blocks: how the run is made, if that is known: its cache is as long as the window. Of one in RAM, what a block of
-    the network reads is brought to the device.
+    the network reads is brought to the device. devices: each keeps the keys and values of its heads.
     """
     if not config.facts.causal:
         return 0
     frames = shape[2] if blocks is None else min(blocks.window, shape[2])
-    whole = cache_bytes(config, shape, frames, dtype)
+    whole = cache_bytes(config, shape, frames, dtype) * -(-config.heads // devices) // config.heads
     return whole // config.layers if blocks is not None and blocks.in_ram else whole
 
 
@@ -64,20 +68,31 @@ def in_ram(config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, blocks: 
     return cache_bytes(config, shape, min(blocks.window, shape[2]), dtype)
 
 
-def fits(config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, blocks: Blocks, free: int) -> bool:
-    """Return whether a causal run has room for its cache in `free` bytes of a device.
+def fits(
+    config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, blocks: Blocks, free: int, devices: int = 1
+) -> bool:
+    """Return whether a causal run has room for its cache in `free` bytes of each of the `devices` that share it.
 
     Where it has, weights are offloaded to make the room: they are read once a forward, and so is the cache.
     """
-    return needed(config, shape, dtype, blocks=blocks) <= USABLE * free
+    return needed(config, shape, dtype, blocks=blocks, devices=devices) <= USABLE * free
 
 
 def choose_chunk(
-    config: DiTConfig, shape: Sequence[int], dtype: torch.dtype, free: int, *, shapes: Shapes | None = None
+    config: DiTConfig,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    free: int,
+    *,
+    shapes: Shapes | None = None,
+    devices: int = 1,
 ) -> int | None:
-    """Return the largest of `CHUNKS`, None for all tokens, with which a forward fits `free` bytes, or the smallest."""
+    """Return the largest of `CHUNKS`, None for all tokens, with which a forward fits `free` bytes, or the smallest.
+
+    devices: that share the forward, each with so much free.
+    """
     for chunk in (None, *CHUNKS):
-        if forward_bytes(config, shape, dtype, shapes=shapes, chunk=chunk) <= USABLE * free:
+        if forward_bytes(config, shape, dtype, shapes=shapes, chunk=chunk, devices=devices) <= USABLE * free:
             return chunk
     return CHUNKS[-1]
 
@@ -89,13 +104,14 @@ def chunk_on(
     dtype: torch.dtype,
     *,
     shapes: Shapes | None = None,
+    devices: int = 1,
     compiled: bool = False,
 ) -> int | None:
     """Return how many tokens a forward that begins on `device` now projects at once; None for all.
 
-    compiled: whether the blocks are compiled. They are recompiled for each number of chunks, so chunks are used only
-    if all tokens do not fit.
+    devices: that share the forward. compiled: whether the blocks are compiled. They are recompiled for each number of
+    chunks, so chunks are used only if all tokens do not fit.
     """
     if device.type == "cpu":
         return None if compiled else IN_CACHES
-    return choose_chunk(config, shape, dtype, compat.free_memory(device), shapes=shapes)
+    return choose_chunk(config, shape, dtype, compat.free_memory(device), shapes=shapes, devices=devices)

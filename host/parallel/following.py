@@ -45,7 +45,8 @@ class Models:
         if ask["weights"] == sharding.SHARDED:
             shard = self.shards[key] = sharding.Shard(model, self.link)
             model, held = shard.patcher, {"form": shard.form, "nbytes": shard.nbytes}
-        needed = model.model.memory_required(ask["shape"]) // self.link.size
+        model.model.devices = self.link.size
+        needed = model.model.memory_required(ask["shape"])
         comfy.model_management.load_models_gpu([model], memory_required=needed)
         return {"changed": changed, **held}
 
@@ -90,6 +91,11 @@ class Follower:
     rows: int
     shard: sharding.Shard | None = None
     has_begun: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many devices share a forward."""
+        return self.link.size
 
     def forward(self, model, x, t, context, *, runtime, **given):
         """Run `model` as `Mesh.forward` does. Raise Stopped where it cannot begin, or process 0 gives up."""

@@ -40,9 +40,11 @@ class Outer:
         run = Run(running(self.devices), self, whole, noise.shape)
         guider.model_options["transformer_options"][SHARED] = run
         guider.model_patcher = run.patcher
+        whole.model.devices = self.devices.size
         try:
             return executor(noise, *arguments, **options)
         finally:
+            whole.model.devices = 1
             guider.model_patcher = whole
             run.end()
 

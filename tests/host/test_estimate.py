@@ -72,6 +72,22 @@ def test_sharded_weights_are_those_that_a_card_keeps(count, keeps, estimate, big
     assert offloaded[0] > 0 == offloaded[1]
 
 
+def test_cards_that_share_a_forward_have_a_part_of_its_activations(estimate, big):
+    """A clip of 81 frames at 720p, which one card of 12 GiB cannot make and two can."""
+    shape, one = (1, 16, 21, 90, 160), card(estimate, 12)
+    small = dataclasses.replace(big, weights=int(8.6e9))
+    alone, shared = (
+        estimate.estimate([small], shape, 4, False, dataclasses.replace(one, count=count)) for count in (1, 2)
+    )
+    assert alone["offloaded"] > 0 == shared["offloaded"]
+    whole, half = (
+        estimate.estimate([small], shape, 4, False, dataclasses.replace(card(estimate, 96), count=count))["models"][0]
+        for count in (1, 2)
+    )
+    assert whole["chunk"] is half["chunk"] is None
+    assert 0.45 * whole["activations"] < half["activations"] < 0.6 * whole["activations"]
+
+
 def test_a_gguf_file_stays_as_large_as_it_is(estimate, golden, models):
     path = models / "diffusion_models" / "estimate.gguf"
     writers.write_gguf(path, golden("dit_t2v").weights(), "Q4_K")

@@ -187,3 +187,41 @@ def test_the_formula_is_what_a_causal_run_holds_on_a_card(room, window, near_sin
     formula = cost.forward_bytes(config, shape, torch.bfloat16)
     formula += causal.cache_bytes(config, shape, window, torch.bfloat16)
     assert 0.95 < formula / peak < 1.05
+
+
+class Still:
+    """A backend of torch between `size` processes that brings nothing: on the meta device there are no values."""
+
+    def __init__(self, rank, size):
+        self.rank, self.size = lambda: rank, lambda: size
+
+    def alltoall_base(self, *_):
+        return self
+
+    def wait(self):
+        pass
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+@pytest.mark.parametrize("chunk", [None, 4096])
+@pytest.mark.parametrize(("dim", "ffn_dim", "sides"), [(1536, 8960, (60, 104)), (5120, 13824, (90, 160))])
+def test_the_formula_is_what_each_of_several_cards_takes(room, size, chunk, dim, ffn_dim, sides):
+    """81 frames by the 1.3B model at 480p, and by the 14B model at 720p, traced without values."""
+    sizes = dict(dim=dim, ffn_dim=ffn_dim, heads=dim // 128, layers=2, in_dim=16, out_dim=16, text_dim=4096)
+    config = room("wan_model.dit.config").DiTConfig(variant="t2v", **sizes)
+    options, shape = {"dtype": torch.bfloat16, "device": "meta"}, (1, 16, 21, *sides)
+    with torch.device("meta"):
+        network = room("wan_model.dit.model").WanDiT(config).to(torch.bfloat16)
+    alone = room("wan_model.dit.runtime").Runtime(attention=lambda q, *_: torch.empty_like(q), chunk=chunk)
+    parallel, cost = room("wan_model.parallel"), room("wan_model.dit.cost").forward_bytes
+
+    def peak(runtime):
+        x, text = torch.empty(shape, **options), torch.empty(1, 512, 4096, **options)
+        with torch.inference_mode():
+            return measure.traced(lambda: network(x, torch.empty(1, device="meta"), text, runtime=runtime)).peak
+
+    ranks = [parallel.spread(alone, parallel.Group(Still(rank, size))) for rank in (0, size - 1)]
+    most, whole = max(map(peak, ranks)), peak(alone)
+    assert 0.95 < cost(config, shape, torch.bfloat16, chunk=chunk, devices=size) / most < 1.05
+    assert 0.98 < cost(config, shape, torch.bfloat16, chunk=chunk) / whole < 1.02
+    assert most < {2: 0.6, 3: 0.46, 8: 0.3}[size] * whole

@@ -28,15 +28,18 @@ def forward_bytes(
     *,
     shapes: Shapes | None = None,
     chunk: int | None = None,
+    devices: int = 1,
 ) -> int:
-    """Return the peak memory of a forward in bytes, without weights and input.
+    """Return the peak memory of a forward in bytes, without weights and input, on each device that takes part.
 
     shape: of the latent (B, C, F, H, W). dtype: what it computes in. shapes: of the conditions that are given. chunk:
-    most tokens that are projected at once, or None. Attention is taken to be without a matrix of scores, as torch's,
-    flash and SageAttention are; ComfyUI's split and sub-quadratic ones adapt to the free memory.
+    most tokens that are projected at once, or None. devices: that share the tokens. Attention is taken to be without a
+    matrix of scores, as torch's, flash and SageAttention are; ComfyUI's split and sub-quadratic ones adapt to the free
+    memory.
     """
     shapes = shapes or {}
-    count = all_tokens(config, shape, shapes)
+    total = all_tokens(config, shape, shapes)
+    count = -(-total // devices)
     size = count if chunk is None else min(chunk, count)
     joined = size < count  # results of chunks are collected in a separate tensor
     dim = config.dim * dtype.itemsize
@@ -45,15 +48,17 @@ def forward_bytes(
     phases = (
         # the block's input; per chunk: normed tokens, q, k and temporaries of the rotation
         count * dim * (4 if joined else 1) + size * dim * rotating,
-        # the block's input, q, k, v and the result of attention
-        count * dim * 5,
+        # the block's input, q, k, v and the result of attention, or v in another order and what others sent of it
+        count * dim * 5 + count * dim * (devices - 1) // devices,
         # inputs of block and cross-attention; per chunk: normed tokens, q, the attention's result and its projection
         count * dim * (3 if joined else 2) + size * dim * attended,
         # inputs of block and feed-forward; per chunk: normed, hidden and projected tokens
         count * dim * (3 if joined else 2) + size * (2 * dim + config.ffn_dim * dtype.itemsize),
+        # the whole clip, embedded, and the tokens of this device
+        (total + count) * dim,
     )
     context = 3 * shape[0] * TEXT_LENGTH * dim  # embedded, and a block's keys and values of it
-    rotations = count // shape[0] * HEAD_DIM * torch.float32.itemsize
+    rotations = total // shape[0] * HEAD_DIM * torch.float32.itemsize
     extras = sum(part.extra_bytes(config, shape, dtype.itemsize, shapes) for part in config.parts)
     return max(phases) + extras + context + rotations
 

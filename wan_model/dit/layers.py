@@ -162,6 +162,7 @@ def by_pieces(
         joined = joined or tuple(part.new_empty(*x.shape[:2], part.shape[-1]) for part in made)
         for whole, part in zip(joined, made, strict=True):
             whole[tokens] = part
+        del made, part  # or they would be held while the next ones are made
     return joined
 
 

@@ -48,6 +48,7 @@ class Group:
         sizes = [torch.Size(shape).numel() * (rank != self.rank) for rank, shape in enumerate(shapes)]
         others = [part.reshape(-1) for part, count in zip(parts, counts, strict=True) if count]
         sent = torch.cat(others) if others else parts[0].new_empty(0)
+        del others  # copies, where parts are slices
         received = sent.new_empty(sum(sizes))
         self.wait(self.backend.alltoall_base(received, sent, sizes, counts, AllToAllOptions()))
         pieces = enumerate(zip(received.split(sizes), shapes, strict=True))
