@@ -125,6 +125,7 @@ def step(model: Model, size: int, link: str, scheme: str) -> float:
 
 FORWARD = ("processes", "rows", "heads", "tokens", "most bytes sent", "formula", "fewest bytes sent")
 DECODE = ("processes", "first sends", "formula", "second sends", "formula")
+CHUNK = 4096  # tokens: the smallest chunk, which a card takes that has little memory left
 SCHEMES = ("Ulysses", "keys and values", "tokens", "ring, hidden")
 
 
@@ -253,6 +254,19 @@ def weight_rows() -> list[list[str]]:
     return rows
 
 
+def memory_rows() -> list[list[str]]:
+    """Return rows of the bytes of a forward on a card besides weights, and their part of what one card needs."""
+    rows = []
+    for model in MODELS:
+        frames, height, width = model.grid
+        shape = (1, model.config.out_dim, frames, 2 * height, 2 * width)
+        taken = [
+            cost.forward_bytes(model.config, shape, torch.bfloat16, chunk=CHUNK, devices=size) for size in (1, *CARDS)
+        ]
+        rows.append([f"{model.name}, {model.tokens:,} tokens", *(f"{gib(n)} ({n / taken[0]:.2f})" for n in taken)])
+    return rows
+
+
 def device_work(plan: TilePlan) -> int:
     """Multiplications per latent frame of the device whose tile takes most, which runs the first blocks itself."""
     before, tiled, _ = plan.blocks
@@ -290,6 +304,7 @@ def tables(preset: str) -> dict[str, str]:
         "limits": page.table(["model", "link", *SCHEMES], limit_rows()),
         "guidance": page.table(["cards", *links], guidance_rows()),
         "weights": page.table(["weights", "cards", "a card keeps GiB", "receives GiB", *links], weight_rows()),
+        "memory": page.table(["model", *(str(size) for size in (1, *CARDS))], memory_rows()),
         "tiles": page.table(["tiles", "compute s", "a tile MiB", "all GiB", *links], tile_rows()),
     }  # fmt: skip
 

@@ -12,7 +12,7 @@ import torch._dynamo  # takes long, and a shared forward wants it: once, before 
 from torch import Tensor
 from torch.distributed import FileStore, PrefixStore, ProcessGroupGloo
 
-from wan_model.dit.config import HEAD_DIM, DiTConfig
+from wan_model.dit.config import HEAD_DIM, PATCH_AREA, DiTConfig
 from wan_model.parallel import Deal, Group, Mesh, layout
 from wan_model.vae import TilePlan, WanVAE
 from wan_model.vae.runtime import CPU
@@ -101,7 +101,7 @@ def sent_in_forward(config: DiTConfig, groups: tuple[int, ...], size: int, items
     """Return the bytes that each of `size` devices sends in a forward whose tokens all of them share.
 
     groups: tokens of each frame. Per block a device sends q, k and v of its tokens to the heads of others, and what its
-    own heads made to the tokens of others; at the end all get all tokens.
+    own heads made to the tokens of others; at the end all get all patches of the velocity, in float32.
     """
     counts = [sum(layout.held(groups, rank, size)) for rank in range(size)]
     spans = [layout.heads_of(config.heads, rank, size) for rank in range(size)]
@@ -111,8 +111,9 @@ def sent_in_forward(config: DiTConfig, groups: tuple[int, ...], size: int, items
         own = stop - start
         to_heads = 3 * count * (attended - own) * HEAD_DIM
         to_tokens = (sum(groups) - count) * own * HEAD_DIM * sends
-        values.append(config.layers * (to_heads + to_tokens) + (size - 1) * count * config.dim)
-    return [itemsize * value for value in values]
+        patches = (size - 1) * count * config.out_dim * PATCH_AREA
+        values.append(itemsize * config.layers * (to_heads + to_tokens) + torch.float32.itemsize * patches)
+    return values
 
 
 def sent_by_rows(config: DiTConfig, groups: tuple[int, ...], v: int, rows: int, size: int, itemsize: int) -> list[int]:

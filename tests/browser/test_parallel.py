@@ -1,5 +1,6 @@
 """A run that two processes share, in the editor: estimated, watched, cancelled, and run again."""
 
+from devtools import demo
 from devtools.editor import RUN_BUTTON
 
 NAME = "wan22_text_to_video_a14b_several_cards"
@@ -19,13 +20,15 @@ PICTURE = """() => {
 
 
 def test_estimate_watch_cancel_and_run_again(open_workflow, editor, page):
-    open_workflow(NAME, seed=3)
+    open_workflow(NAME, seed=3, width=832, height=480)
     with page.expect_response(lambda answer: DEVICES in answer.url) as answer:
         editor.set("devices", "cpu x2")
     alone = page.request.get(answer.value.url.replace(DEVICES, "devices=auto"))
     shared, whole = (found.json()["models"][0]["activations"] for found in (answer.value, alone))
     assert 0 < shared < 0.7 * whole
 
+    for side in ("width", "height"):
+        editor.set(side, demo.DEMO_VALUES[side])
     page.evaluate(WATCH)
     editor.run()
     assert page.evaluate("seen.previews") == [1, 2, 3, 4]
