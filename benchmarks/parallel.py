@@ -142,7 +142,7 @@ def main() -> None:
             other = subprocess.Popen(command, env=os.environ | {RANK: "1", "OMP_NUM_THREADS": "1"})
             rows = lead(options.preset)
             other.wait()
-    bench.write(options, "Several processes", f"torch {torch.__version__}", NOTE, page.table(COLUMNS, rows))
+    bench.write(options, "Several processes", f"{SIZE} processes", NOTE, page.table(COLUMNS, rows))
     return None
 
 

@@ -25,7 +25,7 @@ from devtools.server import Server
 PROMPTS = 4  # on each server; the first loads models and starts processes, and is left out
 CASES = {
     "quick": Case("1.3B", 1, torch.float32, 64, 64, 5, 1, turns=1),
-    "default": Case("1.3B", 4, torch.float32, 480, 320, 17, 4, turns=1),
+    "default": Case("1.3B", 4, torch.float32, 320, 256, 9, 4, turns=1),
     "full": Case("1.3B", 30, torch.float32, 832, 480, 17, 4, turns=1),
 }
 NOTE = """Random weights; a server for each row, with one thread a process, and prompts of other seeds on it, of which

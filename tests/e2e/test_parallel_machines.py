@@ -24,6 +24,7 @@ from shared_run import (
     assert_nothing_left,
     await_true,
     children,
+    command,
     listening,
     patience,
     prompt,
@@ -54,11 +55,16 @@ class Other:
 
     @contextmanager
     def joined(self, token: str | None = None, pack: Path = ROOT):
-        """Within, join.py runs."""
-        options = ["--base-directory", str(self.folder)]
-        line = [sys.executable, str(pack / "join.py"), self.shown[0], "--token", token or self.shown[1], *options]
+        """Within, join.py runs, with a `token` on its command line or the shown one typed in."""
+        line = [sys.executable, str(pack / "join.py"), self.shown[0], "--base-directory", str(self.folder)]
+        line += ["--token", token] if token else []
         with inside(self.name), self.log.open("wb") as log:
-            self.process = subprocess.Popen(line, cwd=self.comfyui, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                line, cwd=self.comfyui, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True,  # without a terminal, of which the token would be asked
+            )  # fmt: skip
+        self.process.stdin.write(f"{self.shown[1]}\n".encode())
+        self.process.stdin.close()
         try:
             assert await_true(lambda: "waits for runs" in self.said(), STARTING), self.said()
             yield self
@@ -185,6 +191,7 @@ def test_join_ends_in_a_step(way, place, other):
     """Killed, it leaves its processes to end by themselves, and their logs to the host, which empties its folder."""
     with other.joined():
         assert place.run()
+        assert not any(other.shown[1].encode() in command(pid) for pid in (other.process.pid, *other.processes()))
         pids, watch = other.processes(), AtStep(lambda: other.process.send_signal(getattr(signal, way)))
         with pytest.raises(PromptError, match="A process of Wan Parallel has ended"):
             place.run(LONG, watch)
