@@ -128,8 +128,10 @@ class Team:
         return number
 
     def check(self) -> None:
-        """Raise TeamError if the group has ended."""
-        if self.fault or not self.is_open:
+        """Raise TeamError if the group has ended, with the reason if that was not by `close`."""
+        if self.fault and self.is_open:
+            self._fail("")
+        if not self.is_open:
             raise TeamError("The processes of Wan Parallel have ended: run the prompt again.")
 
     def answers(self, number: int) -> list[dict]:

