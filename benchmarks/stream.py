@@ -45,9 +45,8 @@ NOTE = """Random weights, four steps a block of three latent frames, a window of
 first makes a short video, so that all is loaded. Memory: the most that the server's process holds while it samples,
 decodes and saves; on a GPU also the most in use there. Where lengths are compared, glibc gives freed memory back at
 once (MALLOC_MMAP_THRESHOLD_), or what it happens to keep for later, up to 15%, would be all that one sees. First
-frame: from queueing the prompt to the first block on the
-disk. A block: median around that frame of the video. ComfyUI: SamplerARVideo, VAEDecode and SaveVideo on the same
-weights."""
+frame: from queueing the prompt to the first block on the disk. A block: median around that frame of the video. ComfyUI:
+SamplerARVideo, VAEDecode and SaveVideo on the same weights."""
 COLUMNS = ["case", "frames", "nodes", "memory MiB", "on the GPU MiB", "first frame s", "block s at 100", "at the end",
            "whole s"]  # fmt: skip
 
