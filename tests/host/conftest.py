@@ -121,6 +121,20 @@ def sample(run_node, prompts) -> Callable[..., torch.Tensor]:
 
 
 @pytest.fixture
+def asked_memory(monkeypatch) -> list[int]:
+    """The bytes that the host is asked to keep free, each time that it loads models."""
+    management = importlib.import_module("comfy.model_management")
+    asked, load = [], management.load_models_gpu
+
+    def noted(models, memory_required=0, **options):
+        asked.append(memory_required)
+        return load(models, memory_required=memory_required, **options)
+
+    monkeypatch.setattr(management, "load_models_gpu", noted)
+    return asked
+
+
+@pytest.fixture
 def small_disk(tmp_path, request):
     """A folder on a disk of so many kB, its parameter."""
     folder = tmp_path / "disk"

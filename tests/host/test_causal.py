@@ -174,19 +174,12 @@ def _noted(self, init, seen, capacity, sink=0, device=None):
     init(self, capacity, sink, device)
 
 
-def test_the_host_makes_room_for_a_block_and_the_window(model, room, wan_sampler, monkeypatch):
-    asked, load = [], comfy.model_management.load_models_gpu
-
-    def noted(models, memory_required=0, **options):
-        asked.append(memory_required)
-        return load(models, memory_required=memory_required, **options)
-
-    monkeypatch.setattr(comfy.model_management, "load_models_gpu", noted)
+def test_the_host_makes_room_for_a_block_and_the_window(model, room, wan_sampler, asked_memory):
     wan_sampler(model, 27)
     memory, config = room("host.model.memory"), model.model.diffusion_model.config
     shape, plain = (2, 16, 3, 8, 8), dataclasses.replace(config, variant="t2v")
     cache = room("wan_model.causal").cache_bytes(config, shape, 21, torch.float32)
-    assert asked[-1] == memory.needed(plain, shape, torch.float32) + cache
+    assert asked_memory[-1] == memory.needed(plain, shape, torch.float32) + cache
 
 
 @pytest.mark.parametrize(("choice", "is_causal"), [("auto", False), ("causal", True), ("not causal", False)])

@@ -73,7 +73,7 @@ def test_sharded_weights_are_those_that_a_card_keeps(count, keeps, estimate, big
 
 
 def test_cards_that_share_a_forward_have_a_part_of_its_activations(estimate, big):
-    """A clip of 81 frames at 720p, which one card of 12 GiB cannot make and two can."""
+    """A clip of 81 frames at 720p, for which one card of 12 GiB offloads weights and two do not."""
     shape, one = (1, 16, 21, 90, 160), card(estimate, 12)
     small = dataclasses.replace(big, weights=int(8.6e9))
     alone, shared = (

@@ -105,18 +105,11 @@ def test_a_run_is_that_of_one_process(share, shared, sample, t2v, relative_error
     assert relative_error(sample(shared(share=share), steps=3), sample(t2v, steps=3)) < 1e-5
 
 
-def test_the_host_makes_room_for_a_part_of_the_activations(shared, sample, t2v, monkeypatch):
-    asked, load = [], comfy.model_management.load_models_gpu
-
-    def note(models, memory_required=0, **options):
-        asked.append(memory_required)
-        return load(models, memory_required=memory_required, **options)
-
-    monkeypatch.setattr(comfy.model_management, "load_models_gpu", note)
+def test_the_host_makes_room_for_a_part_of_the_activations(shared, sample, t2v, asked_memory):
     latent = {"samples": torch.zeros(1, 16, 9, 32, 32)}
     for model in (t2v, shared()):
         sample(model, steps=1, latent=latent)
-    whole, part = asked
+    whole, part = asked_memory
     assert part < 0.8 * whole
     assert t2v.model.memory_required((2, 16, 9, 32, 32)) == whole
 

@@ -112,7 +112,7 @@ class Draft:
         """
         self.whole = self.sequence(rope)
         self.held = self.runtime.share.sequence(self.whole)
-        clip = self.clip.flatten(2).transpose(1, 2)
+        clip = self.clip.flatten(2).transpose(1, 2)  # no copy yet: this device may hold a part
         groups = [*(s.tokens for s in self.front), clip, *(s.tokens for s in self.behind)]
         del self.clip
         self.front, self.behind = [], []
