@@ -25,6 +25,7 @@ ROLLOUT = "rollout"  # key of a header: how a causal model is run in blocks
 SAMPLING = "sampling"  # key of a header: how the model is sampled
 LATENT_RGB = "latent_rgb"  # key of a header
 LARGEST = 1e3  # of the numbers under it
+TEXTS = (ROLLOUT, SAMPLING, LATENT_RGB)
 
 
 class LatentRGB(NamedTuple):
@@ -124,13 +125,14 @@ def read_marks(metadata: Mapping[str, str]) -> dict[str, object]:
 def gguf_metadata(fields: Mapping[str, object]) -> dict[str, str]:
     """Return the key-value pairs of a GGUF file in the form of a safetensors header's metadata.
 
-    Marks are in a `config` as there, or prefixed by the architecture, as in "wan.model_type".
+    Marks are in a `config` as there, or prefixed by the architecture, as in "wan.model_type"; so are the JSON texts.
     """
     named = {name.rpartition(".")[2]: value for name, value in fields.items() if isinstance(value, str | bool)}
     marks = {name: named[name] for name in ("model_type", *NAMES, *MARKS) if name in named}
     config = named.get("config")
     stated = read_marks({"config": config} if isinstance(config, str) else {})
-    return {"config": json.dumps({"transformer": stated | marks})}
+    texts = {key: text for key in TEXTS if isinstance(text := named.get(key), str)}
+    return texts | {"config": json.dumps({"transformer": stated | marks})}
 
 
 def unsupported(marks: Mapping[str, object], variant: str) -> str | None:
