@@ -93,18 +93,19 @@ def check_pair(high: Expert, low: Expert) -> None:
 
 
 def release(following: Expert, run: solvers.Run) -> None:
-    """Unload the last expert before `following` is loaded, and log the memory freed.
+    """Unload the last expert before `following` is loaded, and log the change and the memory freed.
 
     A dynamic patcher frees memory by itself, and keeps what it can for the next run.
     """
-    if compat.is_dynamic(following.model):
-        return
-    device = following.model.load_device
-    before = comfy.model_management.get_free_memory(device)
-    comfy.model_management.free_memory(1e30, device)
-    comfy.model_management.soft_empty_cache()
-    freed = comfy.model_management.get_free_memory(device) - before
+    freed = ""
+    if not compat.is_dynamic(following.model):
+        device = following.model.load_device
+        before = comfy.model_management.get_free_memory(device)
+        comfy.model_management.free_memory(1e30, device)
+        comfy.model_management.soft_empty_cache()
+        gained = comfy.model_management.get_free_memory(device) - before
+        freed = f", {gained / 2**20:.0f} MB freed first"
     logging.info(
-        "Step %d, sigma %.3f: switching to %s (guidance %g), %.0f MB freed first.",
-        *(run.index + 1, run.sigma, following.name, following.guidance, freed / 2**20),
+        "Step %d, sigma %.3f: switching to %s (guidance %g)%s.",
+        *(run.index + 1, run.sigma, following.name, following.guidance, freed),
     )
