@@ -21,9 +21,8 @@ from bench import COMFYUI, DEVICE, log
 
 from devtools import host
 from devtools.client import Client
-from devtools.demo import FAMILY
 from devtools.server import Server
-from tiny import GUIDANCE, SHIFT
+from tiny import GUIDANCE, SHIFT, family
 
 TURNS = {"quick": 2, "default": 30, "full": 30}
 LEAST = (64, 1.0, 100)  # side in pixels, guidance, steps: a step with as little work as there is
@@ -39,7 +38,7 @@ COLUMNS = ["who listens", "ms a step", "quartiles", "more than nobody (ms)", "pa
 
 def prompt(seed: int, work: tuple[int, float, int]) -> dict:
     """A run of the sampler alone, whose latent is kept; work: side, guidance and steps."""
-    t2v, _, umt5, vae = FAMILY
+    t2v, umt5, vae = (family.path(kind).name for kind in ("t2v", "umt5", "vae"))
     side, guidance, steps = work
     size = {"width": side, "height": side, "length": 17, "batch_size": 1}
     run = {"steps": steps, "guidance": guidance, "shift": SHIFT, "solver": "euler", "seed": seed, "denoise": 1.0}
