@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -9,6 +10,8 @@ import numpy as np
 import sentencepiece
 import torch
 from safetensors.torch import save_file
+
+from tiny import packing
 
 BULK = (
     ".q.weight",
@@ -41,43 +44,27 @@ def fp8_scaled(weights: dict, form: str, dtype: torch.dtype = torch.float8_e4m3f
     return tensors, metadata, meaning
 
 
-def random_packed(shape: tuple[int, ...], kind: gguf.GGMLQuantizationType, seed: int) -> np.ndarray:
-    """Random blocks of a format that the `gguf` package can unpack but not make, with small scales: (rows, bytes)."""
-    values, size = gguf.GGML_QUANT_SIZES[kind]
+def random_packed(shape: tuple[int, ...], form: str, seed: int) -> packing.Packed:
+    """Random blocks of a form that the `gguf` package can unpack but not make, with small scales."""
+    values, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[form]]
     generator = np.random.default_rng(seed)
     blocks = generator.integers(0, 256, (int(np.prod(shape)) // values, size), dtype=np.uint8)
-    scales = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}[kind.name]
+    scales = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}[form]
     for start in scales:
         blocks[:, start : start + 2] = np.array([2e-5], dtype=np.float16).view(np.uint8)
-    return blocks.reshape(shape[0], -1)
+    return packing.Packed(blocks.reshape(shape[0], -1), form)
 
 
 def write_gguf(path: Path, weights: dict, kind: str, arch: str = "wan", bulk=BULK, spiece: bytes | None = None) -> dict:
     """Writes `weights` with those whose name ends in `bulk` packed as `kind`; returns what they mean in float32."""
-    writer, meaning = gguf.GGUFWriter(path, arch), {}
-    packed_kind = gguf.GGMLQuantizationType[kind]
-    for name, weight in weights.items():
-        data = weight.float().numpy()
-        if data.ndim > 4:  # GGUF has four sides
-            writer.add_array(f"comfy.gguf.orig_shape.{name}", list(data.shape))
-            data = data.reshape(*data.shape[:3], -1)
-        if not name.endswith(bulk):
-            writer.add_tensor(name, data)
-            meaning[name] = weight.float()
-            continue
-        if kind.endswith("_K"):
-            packed = random_packed(data.shape, packed_kind, len(name))
-        else:
-            packed = gguf.quantize(data, packed_kind)
-        writer.add_tensor(name, packed, raw_dtype=packed_kind)
-        meaning[name] = torch.from_numpy(gguf.dequantize(packed, packed_kind)).reshape(weight.shape)
-    if spiece:
-        _add_tokenizer(writer, spiece)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return meaning
+    plain = {name: weight.float() for name, weight in weights.items()}
+    packed = {
+        name: random_packed(weight.shape, kind, len(name)) if kind.endswith("_K") else packing.pack(weight, kind)
+        for name, weight in plain.items()
+        if name.endswith(bulk)
+    }
+    packing.write(path, plain, packed, partial(_add_tokenizer, model=spiece) if spiece else lambda writer: None, arch)
+    return plain | {name: packing.unpack(blocks).reshape(plain[name].shape) for name, blocks in packed.items()}
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, model: bytes) -> None:
