@@ -1,6 +1,6 @@
 """Measures the demo family on scenes that its training never saw, and prints what it finds.
 
-python -m tiny.evaluate vae t2v lora i2v
+python -m tiny.evaluate vae vae22 t2v lora experts i2v ti2v
 """
 
 import argparse
@@ -33,9 +33,11 @@ def psnr(made: Tensor, true: Tensor) -> float:
     return 10 * float(torch.log10(4 / (made - true).square().mean()))
 
 
-def measure_vae() -> dict[str, float]:
-    """PSNR of held-out clips through the VAE, as in training, streamed and tiled; statistics of normalised latents."""
-    vae = family.load_vae()
+def measure_vae(kind: str = "vae") -> dict[str, float]:
+    """PSNR of held-out clips through the VAE of `kind`, as in training, streamed and tiled, and of their first frames;
+    statistics of normalised latents.
+    """
+    vae = family.load_vae(kind)
     clips = torch.stack([scenes.render(held_out(index)[0]) for index in range(CLIPS)])
     ways: dict[str, Callable[[Tensor], Tensor]] = {
         "whole": lambda clip: whole_clip.decode(vae, whole_clip.encode(vae, clip)),
@@ -44,18 +46,19 @@ def measure_vae() -> dict[str, float]:
     }
     result = {}
     for name, way in ways.items():
-        result[f"PSNR {name} (dB)"] = psnr(torch.cat([way(clip[None]) for clip in clips]).clamp(-1, 1), clips)
+        made = torch.cat([way(clip[None]) for clip in clips]).clamp(-1, 1)
+        result[f"PSNR {name} (dB)"] = psnr(made, clips)
+    result["PSNR of first frames (dB)"] = psnr(made[:, :, 0], clips[:, :, 0])
     latents = family.normalise(torch.cat([vae.encode(clip[None]) for clip in clips]))
     return result | {"latent mean": float(latents.mean()), "latent deviation": float(latents.std())}
 
 
-def measure_t2v(few_step: bool = False, negative: str = "", **sampling) -> dict[str, float]:
+def measure_t2v(dit: Callable[..., Tensor], vae: str = "vae", negative: str = "", **sampling) -> dict[str, float]:
     """Part of held-out prompts whose property is seen in the clip, for each property, and for all at once.
 
-    few_step: with the LoRA. sampling: as `family.sample` takes it.
+    vae: its kind. sampling: as `family.sample` takes it.
     """
-    dit = train_lora.load() if few_step else family.load_dit("t2v")
-    encoder, vae = family.TextEncoder(), family.load_vae()
+    encoder, vae = family.TextEncoder(), family.load_vae(vae)
     scores = []
     for first in range(0, PROMPTS, TOGETHER):
         group = [held_out(index) for index in range(first, min(first + TOGETHER, PROMPTS))]
@@ -67,6 +70,23 @@ def measure_t2v(few_step: bool = False, negative: str = "", **sampling) -> dict[
     return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]} | {
         "all": float(np.mean([all(score.values()) for score in scores]))
     }
+
+
+def measure_ti2v() -> dict[str, float]:
+    """From held-out first frames: PSNR of the first frame, and part of the clips that are as prompted."""
+    dit, encoder, vae = family.load_dit("ti2v"), family.TextEncoder(), family.load_vae("vae22")
+    firsts, scores = [], []
+    for start in range(0, PROMPTS, TOGETHER):
+        group = [held_out(index) for index in range(start, min(start + TOGETHER, PROMPTS))]
+        given = torch.stack([scenes.render(scene, frames=1) for scene, _ in group])
+        context = encoder([caption for _, caption in group])
+        seeds = list(range(start, start + len(group)))
+        held = family.normalise(vae.encode(given))
+        clips = family.decode(vae, family.sample(dit, context, encoder([""]), seeds, first=held, size=family.SIZE22))
+        firsts += [psnr(clip[:, :1], frame) for clip, frame in zip(clips, given, strict=True)]
+        scores += [judge.score(clip, scene) for clip, (scene, _) in zip(clips, group, strict=True)]
+    parts = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+    return {"PSNR of the first frame (dB)": float(np.mean(firsts))} | parts
 
 
 def measure_i2v(last: bool = False) -> dict[str, float]:
@@ -94,16 +114,28 @@ def measure_i2v(last: bool = False) -> dict[str, float]:
     return ends | {"motion": float(np.mean(motions))}
 
 
+def t2v(**options) -> dict[str, float]:
+    """`measure_t2v` of the text-to-video DiT."""
+    return measure_t2v(family.load_dit("t2v"), **options)
+
+
+SEEN = f"{PROMPTS} held-out prompts, guidance {family.GUIDANCE:g}, parts seen"
 MEASURES: dict[str, dict[str, Callable[[], dict[str, float]]]] = {
     "vae": {f"{CLIPS} held-out clips": measure_vae},
+    "vae22": {f"{CLIPS} held-out clips": lambda: measure_vae("vae22")},
     "t2v": {
-        f"{PROMPTS} held-out prompts, guidance {family.GUIDANCE:g}, parts seen": measure_t2v,
-        "guidance 1, parts seen": lambda: measure_t2v(guidance=1.0),
-        "the official negative prompt, parts seen": lambda: measure_t2v(negative=NEGATIVE_PROMPT),
+        SEEN: t2v,
+        "guidance 1, parts seen": lambda: t2v(guidance=1.0),
+        "the official negative prompt, parts seen": lambda: t2v(negative=NEGATIVE_PROMPT),
     },
     "lora": {
-        "four steps with the LoRA, parts seen": lambda: measure_t2v(few_step=True, **FOUR_STEPS),
-        "the same four steps without it, parts seen": lambda: measure_t2v(**FOUR_STEPS),
+        "four steps with the LoRA, parts seen": lambda: measure_t2v(train_lora.load(), **FOUR_STEPS),
+        "the same four steps without it, parts seen": lambda: t2v(**FOUR_STEPS),
+    },
+    "experts": {SEEN: lambda: measure_t2v(family.Experts())},
+    "ti2v": {
+        SEEN: lambda: measure_t2v(family.load_dit("ti2v"), "vae22", size=family.SIZE22),
+        f"{PROMPTS} held-out first frames": measure_ti2v,
     },
     "i2v": {
         f"{PROMPTS} held-out first frames": measure_i2v,

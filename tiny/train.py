@@ -5,6 +5,9 @@
     torchrun --nproc-per-node 2 -m tiny.train dits      half of that, on two cores
     python -m tiny.train lora       about 20 minutes on one core
     python -m tiny.train causal     about 95 minutes on one core
+    python -m tiny.train t2v_high_noise     about 30 minutes on one core
+    python -m tiny.train vae22      about 30 minutes on one core, by one process alone
+    torchrun --nproc-per-node 2 -m tiny.train ti2v      about 75 minutes, on two cores
 
 A stopped run goes on where it was. Its state and log are in `tiny/runs`.
 """
@@ -14,12 +17,13 @@ import json
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from . import family, tokenizer, train_causal, train_dit, train_lora, train_vae
+from . import family, tokenizer, train_causal, train_dit, train_flow, train_lora, train_vae
 from .trainer import place, process_group
 from wan_model.weights.marks import LATENT_RGB
 
@@ -30,8 +34,12 @@ log = logging.getLogger("tiny")
 
 def vae(folder: Path) -> None:
     """The Wan 2.1 VAE."""
-    trained = train_vae.train(folder)
-    log.info("%s", family.save("vae", trained.state_dict()))
+    log.info("%s", family.save("vae", train_vae.train("vae", folder).state_dict()))
+
+
+def vae22(folder: Path) -> None:
+    """The Wan 2.2 VAE."""
+    log.info("%s", family.save("vae22", train_vae.train("vae22", folder).state_dict()))
 
 
 def dits(folder: Path) -> None:
@@ -40,18 +48,17 @@ def dits(folder: Path) -> None:
     encoder, dit = pair.encoder.state_dict(), pair.dit.state_dict()
     encoder.pop("encoder.embed_tokens.weight")  # the same tensor as shared.weight
     spiece = torch.frombuffer(bytearray(tokenizer.demo()), dtype=torch.uint8)
-    small = family.in_eight_bits(dit)
-    same = {name: weight.to(dit[name].dtype) for name, weight in small.items()}  # as precise, in float16
-    files = {"umt5": encoder | {tokenizer.TENSOR: spiece}, "t2v": train_dit.text_to_video(same), "i2v": small}
+    text_to_video = family.in_eight_bits(train_dit.text_to_video(dit))
+    files = {"umt5": encoder | {tokenizer.TENSOR: spiece}, "t2v": text_to_video, "i2v": dit}
     if place()[0] == 0:
         for kind, weights in files.items():
             log.info("%s", family.save(kind, weights, colours() if kind in ("t2v", "i2v") else None))
 
 
-def colours() -> dict[str, str]:
-    """What the header of a DiT says of the colours of its latents, for previews."""
+def colours(kind: str = "vae") -> dict[str, str]:
+    """What the header of a DiT says of the colours of the latents of the VAE of `kind`, for previews."""
     with torch.no_grad():
-        return {LATENT_RGB: json.dumps(train_vae.latent_rgb(family.load_vae()))}
+        return {LATENT_RGB: json.dumps(train_vae.latent_rgb(family.load_vae(kind)))}
 
 
 def lora(folder: Path) -> None:
@@ -66,7 +73,15 @@ def causal(folder: Path) -> None:
     log.info("%s", family.save("causal", family.in_eight_bits(dit.state_dict()), colours() | train_causal.header()))
 
 
-PARTS = {"vae": vae, "dits": dits, "lora": lora, "causal": causal}
+def flow(kind: str, folder: Path) -> None:
+    """A DiT of `train_flow`."""
+    dit = train_flow.train(kind, folder)
+    if place()[0] == 0:
+        log.info("%s", family.save(kind, dit.state_dict(), colours(train_flow.FORMS[kind].vae)))
+
+
+PARTS = {"vae": vae, "vae22": vae22, "dits": dits, "lora": lora, "causal": causal}
+PARTS |= {kind: partial(flow, kind) for kind in train_flow.FORMS}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -78,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     if dist.is_torchelastic_launched():
-        alone = [part for part in options.parts if part != "dits"]
+        alone = [part for part in options.parts if part not in ("dits", *train_flow.FORMS)]
         if alone:
             parser.error(f"one process trains this: start python -m tiny.train {' '.join(alone)}")
     with process_group():

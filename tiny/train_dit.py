@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import Linear
 from torch.nn import functional as F
 from transformers import UMT5EncoderModel
 
 from . import family, precision, scenes, tokenizer, whole_clip
-from .trainer import Trainer, cosine, place
+from .trainer import Trainer, cosine, first_alone, place
 from wan_model.dit.config import DiTConfig
 from wan_model.dit.model import FLOAT32_NAMES, WanDiT
 from wan_model.dit.runtime import Runtime
@@ -62,9 +61,13 @@ class Pair(nn.Module):
     def __init__(self, encoder: UMT5EncoderModel, dit: WanDiT):
         super().__init__()
         self.encoder, self.dit = encoder, dit
-        roles = sum(map(len, ROLES.values()))
-        self.reader = Linear(CONFIG.text_dim, roles)
-        self.probe = nn.Sequential(Linear(CONFIG.dim, CONFIG.dim), nn.SiLU(), Linear(CONFIG.dim, roles + CELLS))
+        self.reader = Linear(CONFIG.text_dim, sum(map(len, ROLES.values())))
+        self.probe = probe(CONFIG.dim)
+
+
+def probe(dim: int) -> nn.Module:
+    """A probe, as `Pair` describes it, of tokens of width `dim`."""
+    return nn.Sequential(Linear(dim, dim), nn.SiLU(), Linear(dim, sum(map(len, ROLES.values())) + CELLS))
 
 
 def initial(vocabulary: int, seed: int = 0) -> Pair:
@@ -123,10 +126,10 @@ def kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
     return torch.load(path, weights_only=True)
 
 
-def bank(vae: WanVAE) -> Tensor:
-    """Normalised latents (CLIPS, 16, 5, 8, 8) of the clips, by a VAE in `precision.DTYPE`."""
-    clips = (torch.stack([scenes.render(scene(first + i)) for i in range(4)]) for first in range(0, CLIPS, 4))
-    return torch.cat([encode(vae, four) for four in clips])
+def bank(vae: WanVAE, clips: range) -> Tensor:
+    """Normalised latents (len(clips), C, F, H, W) of the clips of these numbers, by a VAE in `precision.DTYPE`."""
+    fours = (torch.stack([scenes.render(scene(first + i)) for i in range(4)]) for first in clips[::4])
+    return torch.cat([encode(vae, four) for four in fours])
 
 
 def scene(index: int) -> scenes.Scene:
@@ -135,16 +138,27 @@ def scene(index: int) -> scenes.Scene:
 
 
 class Task:
-    """The loss of a training step, on the bank `latents` with `tokens` (a SentencePiece processor) for the captions."""
+    """The loss of a training step, on the bank `latents` with `tokens` (a SentencePiece processor) for the captions.
 
-    def __init__(self, latents: Tensor, tokens: sentencepiece.SentencePieceProcessor, batch: int = BATCH):
+    first: number of the bank's first clip. crosses: how much more often they come than other shapes.
+    """
+
+    def __init__(
+        self,
+        latents: Tensor,
+        tokens: sentencepiece.SentencePieceProcessor,
+        batch: int = BATCH,
+        *,
+        first: int = 0,
+        crosses: float = CROSSES,
+    ):
         if batch % len(SHIFTS):
             raise ValueError(f"Each process would get {batch} clips of a batch, an odd number: train with 1, 2 or 4.")
         self.latents, self.tokens, self.batch = latents, tokens, batch
-        self.scenes = [scene(index) for index in range(len(latents))]
+        self.scenes = [scene(first + index) for index in range(len(latents))]
         self.roles = torch.tensor([[ROLES[role].index(getattr(s, role)) for role in ROLES] for s in self.scenes])
-        self.cells = torch.stack([cells(s) for s in self.scenes])
-        often = [CROSSES ** (s.shape == "cross") * TURNS ** (s.motion in scenes.TURNS) for s in self.scenes]
+        self.cells = torch.stack([cells(s, latents.shape[-1] // PATCH[2]) for s in self.scenes])
+        often = [crosses ** (s.shape == "cross") * TURNS ** (s.motion in scenes.TURNS) for s in self.scenes]
         self.parts = np.array(often) / sum(often)
 
     def prompt(self, index: int, rng: np.random.Generator) -> list[int]:
@@ -161,14 +175,10 @@ class Task:
         torch.manual_seed(seed)
         chosen, y = self.choose(rng)
         clean = self.latents[torch.from_numpy(chosen)].float()
-        uniform = (torch.arange(self.batch) + torch.rand(self.batch)) / self.batch  # every level in every batch
-        shift = torch.tensor(SHIFTS).repeat(self.batch // len(SHIFTS))
-        sigma = shift * uniform / (1 + (shift - 1) * uniform)
+        sigma = self.levels()
         noise = torch.randn_like(clean)
         mixed = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
-        prompted = rng.uniform(size=self.batch) >= UNPROMPTED
-        nothing = family.tokenise(self.tokens, NEGATIVE_PROMPT if seed % 10 == 0 else "")  # which is long, hence seldom
-        prompts = [self.prompt(index, rng) if told else nothing for index, told in zip(chosen, prompted, strict=True)]
+        prompts, prompted = self.prompts(chosen, rng, seed)
         context = family.embed(pair.encoder, prompts)
         x = mixed if y is None else torch.cat((mixed, y), dim=1)
         read = []
@@ -182,10 +192,22 @@ class Task:
         runtime = Runtime(attention=attend, run_block=run_block)
         made = pair.dit(x.to(context.dtype), 1000 * sigma, context, runtime=runtime)
         clips, probed = torch.from_numpy(chosen), read[0]
-        loss = (made - (noise - clean)).square().mean() + ROLE_WEIGHT * self.misread(probed[..., :-CELLS], clips)
-        loss = loss + CELL_WEIGHT * F.binary_cross_entropy_with_logits(probed[..., -CELLS:], self.cells[clips] / 255)
+        loss = (made - (noise - clean)).square().mean() + self.unseen(probed, clips)
         told = torch.from_numpy(prompted)
         return loss + READ_WEIGHT * self.misread_text(pair, context[told], clips[told])
+
+    def levels(self) -> Tensor:
+        """Noise levels (B,) of a batch, as even as can be."""
+        uniform = (torch.arange(self.batch) + torch.rand(self.batch)) / self.batch
+        shift = torch.tensor(SHIFTS).repeat(self.batch // len(SHIFTS))
+        return shift * uniform / (1 + (shift - 1) * uniform)
+
+    def prompts(self, chosen: np.ndarray, rng: np.random.Generator, seed: int) -> tuple[list[list[int]], np.ndarray]:
+        """Tokens of captions of the clips `chosen`, of which some are not told, and which are (B,)."""
+        prompted = rng.uniform(size=self.batch) >= UNPROMPTED
+        nothing = family.tokenise(self.tokens, NEGATIVE_PROMPT if seed % 10 == 0 else "")  # which is long, hence seldom
+        told = zip(chosen, prompted, strict=True)
+        return [self.prompt(index, rng) if prompt else nothing for index, prompt in told], prompted
 
     def of_text(self, pair: Pair, seed: int) -> Tensor:
         """The loss of the reader alone."""
@@ -193,6 +215,11 @@ class Task:
         chosen = rng.integers(len(self.scenes), size=self.batch)
         context = family.embed(pair.encoder, [self.prompt(index, rng) for index in chosen])
         return self.misread_text(pair, context, torch.from_numpy(chosen))
+
+    def unseen(self, probed: Tensor, clips: Tensor) -> Tensor:
+        """The loss of what the probe reads (B, L, all of `ROLES` and CELLS) of each token of the given clips."""
+        outlined = F.binary_cross_entropy_with_logits(probed[..., -CELLS:], self.cells[clips] / 255)
+        return ROLE_WEIGHT * self.misread(probed[..., :-CELLS], clips) + CELL_WEIGHT * outlined
 
     def misread_text(self, pair: Pair, context: Tensor, clips: Tensor) -> Tensor:
         """Cross-entropy of what the reader reads of the embedded prompts (B, L, text_dim) of the given clips."""
@@ -205,15 +232,15 @@ class Task:
         return sum(map(F.cross_entropy, said, true))
 
 
-def cells(shown: scenes.Scene) -> Tensor:
-    """How much of each cell of each token the shape covers: uint8 (L, CELLS), tokens by frame, row and column."""
-    return by_cells(scenes.cover(shown))
+def cells(shown: scenes.Scene, tokens: int = 4) -> Tensor:
+    """How much of each cell of each token the shape covers: uint8 (L, CELLS), `tokens` a side by frame, row, column."""
+    return by_cells(scenes.cover(shown), tokens)
 
 
-def by_cells(cover: Tensor) -> Tensor:
+def by_cells(cover: Tensor, tokens: int = 4) -> Tensor:
     """The cells of what a shape covers of each pixel (T, 64, 64), as `cells` has them."""
     cover = torch.cat((cover[:1].expand(3, -1, -1), cover))  # the first latent frame is one frame, the others are four
-    cover = cover.unflatten(2, (4, 4, 4)).unflatten(1, (4, 4, 4)).unflatten(0, (-1, 4))  # three a side
+    cover = cover.unflatten(2, (tokens, 4, -1)).unflatten(1, (tokens, 4, -1)).unflatten(0, (-1, 4))  # three a side
     return (cover.mean(dim=(4, 7)) * 255).round().byte().permute(0, 2, 4, 1, 3, 5).reshape(-1, CELLS)
 
 
@@ -262,14 +289,11 @@ def train(vae: WanVAE, folder: Path) -> Pair:
 
     `folder` keeps the runs. Of several processes the first makes the banks, and all share each batch.
     """
-    rank, processes = place()
-    if rank > 0:
-        dist.barrier()
     vae, made_by = vae.to(precision.DTYPE), fingerprint(vae)  # another VAE's latents are of no use
-    latents = kept(folder / f"latents_{made_by}.pt", partial(bank, vae))
-    conditions = kept(folder / f"conditions_{made_by}.pt", partial(condition_bank, vae))
-    if rank == 0 and processes > 1:
-        dist.barrier()
+    with first_alone():
+        latents = kept(folder / f"latents_{made_by}.pt", partial(bank, vae, range(CLIPS)))
+        conditions = kept(folder / f"conditions_{made_by}.pt", partial(condition_bank, vae))
+    processes = place()[1]
     tokens = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.demo())
     task = Task(latents, tokens, BATCH // processes)
     pair = _run(initial(tokens.get_piece_size()), task.of_text, folder / "text", TEXT_STEPS, TEXT_RATE)
@@ -280,7 +304,7 @@ def train(vae: WanVAE, folder: Path) -> Pair:
     pair.dit.load_state_dict(old)
     task = BothTask(latents, conditions, tokens, BOTH_BATCH // processes)
     for number, steps in enumerate(BOTH_STEPS):
-        loss = partial(_loss_from, task, number * RUN_SEEDS)
+        loss = partial(loss_from, task, number * RUN_SEEDS)
         pair = _run(pair, loss, folder / f"both{number}", steps, BOTH_RATE)
     return pair
 
@@ -290,9 +314,9 @@ def text_to_video(both: dict[str, Tensor]) -> dict[str, Tensor]:
     return both | {PATCHES: both[PATCHES][:, : CONFIG.in_dim]}
 
 
-def _loss_from(task: Task, first: int, pair: Pair, seed: int) -> Tensor:
+def loss_from(task: Task, first: int, model: nn.Module, seed: int) -> Tensor:
     """The loss of `task` with seeds that begin at `first`."""
-    return task(pair, first + seed)
+    return task(model, first + seed)
 
 
 def _run(pair: Pair, loss: Callable, folder: Path, steps: int, peak: float, schedule: int | None = None) -> Pair:

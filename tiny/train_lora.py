@@ -31,7 +31,8 @@ BATCH, AVERAGE = 16, 0.99
 ON_THE_WAY = 0.25  # weight of the error at a noise level on the way, beside 1 at the end
 SEED = 3_000_000  # of the first clip
 KIND = "t2v_4step_lora"  # of `family`
-PREFIX = "diffusion_model."
+PREFIX, DOWN, UP = "diffusion_model.", ".lora_down.weight", ".lora_up.weight"
+LARGEST = 240.0  # of the numbers in float8
 
 
 class Student(nn.Module):
@@ -43,8 +44,8 @@ class Student(nn.Module):
         for place, layer in places(dit):
             if isinstance(layer, nn.Linear):
                 rows, columns = layer.weight.shape
-                self._add(place, ".lora_down.weight", torch.randn(RANK, columns) * columns**-0.5)
-                self._add(place, ".lora_up.weight", torch.zeros(rows, RANK))
+                self._add(place, DOWN, torch.randn(RANK, columns) * columns**-0.5)
+                self._add(place, UP, torch.zeros(rows, RANK))
                 self._add(place, ".diff_b", torch.zeros(rows))
             else:
                 self._add(place, ".diff", torch.zeros_like(layer.weight))
@@ -62,7 +63,7 @@ class Student(nn.Module):
         for place, layer in places(self.dit):
             name = f"{place}.weight"
             if isinstance(layer, nn.Linear):
-                change = self.change(place, ".lora_up.weight") @ self.change(place, ".lora_down.weight")
+                change = self.change(place, UP) @ self.change(place, DOWN)
                 bias = f"{place}.bias"
                 merged[bias] = merged[bias] + self.change(place, ".diff_b").to(merged[bias])
             else:
@@ -71,10 +72,23 @@ class Student(nn.Module):
         return merged
 
     def file(self) -> dict[str, Tensor]:
-        """The tensors of the LoRA file."""
+        """The tensors of the LoRA file. Those of each product are in float8, at its full range, which alpha undoes."""
         tensors = {PREFIX + name.replace("/", "."): value.data for name, value in self.changes.items()}
-        alphas = [name.replace(".lora_down.weight", ".alpha") for name in tensors if ".lora_down." in name]
-        return tensors | {name: torch.tensor(float(RANK)) for name in alphas}
+        for name in [name for name in tensors if name.endswith(DOWN)]:
+            layer, scale = name.removesuffix(DOWN), 1.0
+            for factor in (name, layer + UP):
+                largest = tensors[factor].abs().max().clamp(min=2**-20)
+                enlarged = 2.0 ** torch.floor(torch.log2(LARGEST / largest))
+                tensors[factor], scale = (tensors[factor] * enlarged).to(torch.float8_e4m3fn), scale * enlarged
+            tensors[layer + ".alpha"] = RANK / torch.as_tensor(scale)
+        return tensors
+
+    def read(self, tensors: dict[str, Tensor]) -> None:
+        """Take the changes from the tensors of a LoRA file."""
+        for name, value in self.changes.items():
+            key = PREFIX + name.replace("/", ".")
+            alpha = tensors[key.removesuffix(UP) + ".alpha"].float() if key.endswith(UP) else RANK
+            value.data = tensors[key].float() * alpha / RANK
 
 
 def places(dit: WanDiT) -> Iterator[tuple[str, nn.Module]]:
@@ -100,9 +114,12 @@ def short_text(length: int) -> Runtime:
     return Runtime(attention=train_dit.attend, cross_attention=attend, run_block=run_block)
 
 
-def velocity(dit: Callable[..., Tensor], x: Tensor, sigma: float, context: Tensor) -> Tensor:
-    """The flow at the normalised latents x (B, 16, F, H, W), float32, computed in the dtype of `context`."""
-    t = torch.full((1,), 1000 * sigma)
+def velocity(dit: Callable[..., Tensor], x: Tensor, sigma: float | Tensor, context: Tensor) -> Tensor:
+    """The flow at the normalised latents x (B, C, F, H, W), float32, computed in the dtype of `context`.
+
+    sigma: noise level of all, of each clip (B,) or of each frame (B, F).
+    """
+    t = torch.atleast_1d(torch.as_tensor(1000 * sigma))
     return dit(x.to(context.dtype), t, context, runtime=short_text(context.shape[1])).float()
 
 
@@ -210,9 +227,8 @@ def bank(teacher: WanDiT, encoder: family.TextEncoder, clips: range, folder: Pat
 
 def load() -> WanDiT:
     """The text-to-video DiT with the family's LoRA in it, in float32."""
-    student, tensors = Student(family.load_dit("t2v")), load_file(family.path(KIND))
-    for name, value in student.changes.items():
-        value.data = tensors[PREFIX + name.replace("/", ".")].float()
+    student = Student(family.load_dit("t2v"))
+    student.read(load_file(family.path(KIND)))
     with torch.no_grad():
         student.dit.load_state_dict(student.weights())
     return student.dit

@@ -40,6 +40,17 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """Let the first of several processes run the body before the others do."""
+    rank, processes = place()
+    if rank > 0:
+        dist.barrier()
+    yield
+    if rank == 0 and processes > 1:
+        dist.barrier()
+
+
 def place() -> tuple[int, int]:
     """Number of this process among those that train together, and how many they are."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -51,8 +62,10 @@ class Trainer:
     The averaged weights follow the trained ones exponentially, by 1 - `average` a step. The gradients are computed by
     a copy of the model in `precision.DTYPE`, but for the parameters that `exact` names; the weights and the
     optimiser's state are float32. rate: learning rate of each step. Matrices that `matrices` names are trained by
-    Muon, all else by AdamW. folder: where the log and the state lie; with a state there, the run goes on from it. In a
-    process group each process computes gradients of its own and all follow their mean.
+    Muon, all else by AdamW. rounded: the values that the file can hold of a weight of that name; the gradients are
+    those at these values, so that training makes up for the rounding. folder: where the log and the state lie; with a
+    state there, the run goes on from it. In a process group each process computes gradients of its own and all follow
+    their mean.
     """
 
     def __init__(
@@ -65,8 +78,10 @@ class Trainer:
         average: float = 0.998,
         matrices: Callable[[str], bool] = lambda name: False,
         exact: Callable[[str], bool] = lambda name: False,
+        rounded: Callable[[str, Tensor], Tensor] = lambda name, weight: weight,
     ):
         self.model, self.folder, self.steps, self.rate, self.average = model, folder, steps, rate, average
+        self.rounded = rounded
         self.work = copy.deepcopy(model).train()
         for name, parameter in self.work.named_parameters():
             parameter.data = innermost(parameter.data if exact(name) else parameter.data.to(precision.DTYPE))
@@ -115,8 +130,7 @@ class Trainer:
         return losses
 
     def _update(self, step: int) -> None:
-        pairs = list(zip(self.model.parameters(), self.work.parameters(), strict=True))
-        for parameter, worker in pairs:
+        for parameter, worker in zip(self.model.parameters(), self.work.parameters(), strict=True):
             parameter.grad = None if worker.grad is None else worker.grad.float()
             worker.grad = None
         self._share_gradients()
@@ -130,8 +144,9 @@ class Trainer:
             optimiser.step()
         keep = min(self.average, (step + 1) / (step + 10))  # follows closely at first
         with torch.no_grad():
-            for (parameter, worker), averaged in zip(pairs, self.averaged.parameters(), strict=True):
-                worker.copy_(parameter)
+            copies = (self.work.parameters(), self.averaged.parameters())
+            for (name, parameter), worker, averaged in zip(self.model.named_parameters(), *copies, strict=True):
+                worker.copy_(self.rounded(name, parameter))
                 averaged.lerp_(parameter, 1 - keep)
 
     def _share_gradients(self) -> None:

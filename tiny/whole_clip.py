@@ -1,4 +1,4 @@
-"""The Wan 2.1 VAE run over whole clips at once, with gradients: what `WanVAE` streams, for training."""
+"""A Wan VAE run over whole clips at once, with gradients: what `WanVAE` streams, for training."""
 
 import shutil
 
@@ -7,27 +7,36 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wan_model.vae import WanVAE
-from wan_model.vae.blocks import AttentionBlock, ResidualBlock
+from wan_model.vae.blocks import AttentionBlock, Patchify, ResidualBlock, Unpatchify
 from wan_model.vae.convolution import images, videos
+from wan_model.vae.rect import Rect
 from wan_model.vae.resampling import Downsample, Upsample
+from wan_model.vae.runtime import Runtime
+from wan_model.vae.vae22 import DownStage, UpStage
 
 
 def encode(vae: WanVAE, video: Tensor) -> Tensor:
-    """Means (B, C, (T-1)/4 + 1, H/8, W/8) of video (B, 3, T, H, W), T = 4n + 1."""
+    """Means (B, C, (T-1)/4 + 1, H / stride, W / stride) of video (B, 3, T, H, W), T = 4n + 1."""
     encoder = vae.encoder
-    x = _conv(encoder.conv1, video)
+    x = _conv(encoder.conv1, _whole(Patchify(3), video) if vae.config.patch == 2 else video)
     for block in (*encoder.downsamples, *encoder.middle):
         x = _block(block, x)
     return vae.conv1(_head(encoder.head, x))[:, : vae.config.latent_channels]
 
 
 def decode(vae: WanVAE, latent: Tensor) -> Tensor:
-    """Video (B, 3, 4 (F-1) + 1, 8 H, 8 W) of latent (B, C, F, H, W)."""
+    """Video (B, 3, 4 (F-1) + 1, H stride, W stride) of latent (B, C, F, H, W)."""
     decoder = vae.decoder
     x = _conv(decoder.conv1, vae.conv2(latent))
     for block in (*decoder.middle, *decoder.upsamples):
         x = _block(block, x)
-    return _head(decoder.head, x)
+    x = _head(decoder.head, x)
+    return _whole(Unpatchify(3), x, 2) if vae.config.patch == 2 else x
+
+
+def _whole(block: Patchify | Unpatchify, x: Tensor, scale: int = 1) -> Tensor:
+    """A block without weights on whole frames, whose result is `scale` times as high and wide."""
+    return block.step(x, (), Rect.whole(scale * x.shape[3], scale * x.shape[4]), False, Runtime())[0]
 
 
 def _block(block: torch.nn.Module, x: Tensor) -> Tensor:
@@ -89,4 +98,31 @@ def _up(block: Upsample, x: Tensor) -> Tensor:
     return videos(F.conv2d(large, conv.weight, conv.bias, padding=1), x.shape[0])
 
 
-STEPS = {ResidualBlock: _residual, AttentionBlock: _attention, Downsample: _down, Upsample: _up}
+def _down_stage(stage: DownStage, x: Tensor) -> Tensor:
+    y = x
+    for block in stage.downsamples:
+        y = _block(block, y)
+    if stage.avg_shortcut.time == 2:
+        x = F.pad(x, (0, 0, 0, 0, 1, 0))  # the first frame is paired with zeros
+    return stage.avg_shortcut(x, y, Rect.whole(*y.shape[3:]), False)
+
+
+def _up_stage(stage: UpStage, x: Tensor) -> Tensor:
+    y = x
+    for block in stage.upsamples:
+        y = _block(block, y)
+    if stage.avg_shortcut is None:
+        return y
+    rect = Rect.whole(*y.shape[3:])
+    first = stage.avg_shortcut(x[:, :, :1], y[:, :, :1], rect, True)
+    return torch.cat((first, stage.avg_shortcut(x[:, :, 1:], y[:, :, 1:], rect, False)), dim=2)
+
+
+STEPS = {
+    ResidualBlock: _residual,
+    AttentionBlock: _attention,
+    Downsample: _down,
+    Upsample: _up,
+    DownStage: _down_stage,
+    UpStage: _up_stage,
+}
