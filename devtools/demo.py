@@ -27,11 +27,14 @@ WORKFLOWS = ROOT / "workflows"
 # What a run with the demo family changes in a workflow made for the real models. Variants that are not in the family
 # have stand-ins of random weights.
 FAMILY = {
-    "wan_tiny_t2v.safetensors": ("wan2.1_t2v_", "wan2.2_t2v_high_noise", "wan2.2_t2v_low_noise"),
-    "wan_tiny_i2v.safetensors": ("wan2.2_i2v_high_noise", "wan2.2_i2v_low_noise"),
+    "wan_tiny_t2v.safetensors": ("wan2.1_t2v_", "wan2.2_t2v_low_noise"),
+    "wan_tiny_t2v_high_noise.gguf": ("wan2.2_t2v_high_noise",),
+    "wan_tiny_ti2v.gguf": ("wan2.2_ti2v",),
+    "wan_tiny_i2v.gguf": ("wan2.2_i2v_high_noise", "wan2.2_i2v_low_noise"),
     "wan_tiny_causal.safetensors": ("causal_forcing-framewise",),
     "wan_tiny_umt5.safetensors": ("umt5",),
     "wan_tiny_vae.safetensors": ("wan_2.1_vae",),
+    "wan_tiny_vae22.safetensors": ("wan2.2_vae",),
     "wan_tiny_t2v_4step_lora.safetensors": ("wan2.2_t2v_lightx2v_4steps", "lightx2v_T2V_14B"),
 }
 DEMO_FILES = {real: tiny.name for tiny in random_weights.FILES for real in tiny.stands_in_for}

@@ -39,13 +39,14 @@ def encode(room, host_clip):
 
 @pytest.fixture(scope="module")
 def make(run_node, encode):
-    """Function (model, prompt) -> latent, with the recommended settings and seed 1."""
+    """Function (model, prompt, more inputs) -> latent, with the recommended settings and seed 1."""
 
-    def run(model, prompt):
+    def run(model, prompt, **more):
         given = dict(steps=family.STEPS, guidance=family.GUIDANCE, shift=family.SHIFT, solver="unipc", denoise=1.0)
         latent = {"samples": torch.zeros(1, 16, *family.SIZE)}
         texts = {"positive": encode(prompt), "negative": encode("")}
-        return run_node("WanSampler", model=model, seed=1, latent=latent, **texts, **given)[0]["samples"]
+        inputs = {"latent": latent, **texts, **given, **more}
+        return run_node("WanSampler", model=model, seed=1, **inputs)[0]["samples"]
 
     return run
 
@@ -217,6 +218,49 @@ def test_an_image_begins_the_clip_and_the_prompt_moves_it(run_node, room, load, 
             if "end_image" in ends:
                 assert evaluate.psnr(made[:, -1], clip[:, -1]) > 22
             assert judge.look(made).motion == scene.motion
+
+
+def test_two_experts_are_the_plain_loop_and_the_log_says_when_the_second_comes(make, load, vae, caplog, relative_error):
+    encoder, pair = family.TextEncoder(), family.Experts()
+    for index in PROMPTS:
+        scene, caption = evaluate.held_out(index)
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            made = make(load("t2v_high_noise"), caption, low_noise_model=load("t2v"))
+        plain = family.sample(pair, encoder([caption]), encoder([""]), [1])
+        assert relative_error(made, family.restore(plain)) < 1e-4
+        (switch,) = [record.message for record in caplog.records if "switching to" in record.message]
+        assert switch.startswith("Step 7, sigma 0.875: switching to wan_tiny_t2v.safetensors (guidance 4)")
+        found = seen(vae, made)
+        assert (found.colour, found.background, found.motion) == (scene.colour, scene.background, scene.motion)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["from text", "from a first frame"])
+def test_the_model_in_the_form_of_the_5b_shows_what_the_prompt_says(given, run_node, make, load, encode):
+    (host_vae,) = run_node(
+        "WanVAELoader", vae_name=family.path("vae22").name, decode_dtype="float32", encode_dtype="float32"
+    )
+    model, right = load("ti2v"), []
+    for index in range(6):
+        scene, caption = evaluate.held_out(index)
+        first = scenes.render(scene, frames=1)
+        picture = {"start_image": ((first + 1) / 2).permute(1, 2, 3, 0)} if given else {}
+        positive, negative, latent = run_node(
+            "WanConditioning",
+            positive=encode(caption),
+            negative=encode(""),
+            vae=host_vae,
+            **{"width": 64, "height": 64, "length": 17, "batch_size": 1, "tile_width": 0, "tile_height": 0},
+            **picture,
+        )
+        made = make(model, caption, latent=latent, positive=positive, negative=negative)
+        (images,) = run_node("WanVAEDecode", vae=host_vae, samples={"samples": made}, tile_width=0, tile_height=0)
+        clip = images.permute(3, 0, 1, 2) * 2 - 1  # (3, T, H, W)
+        right.append(judge.score(clip, scene))
+        assert clip.shape == (3, 17, 64, 64) and right[-1]["colour"] and right[-1]["background"]
+        if given:
+            assert evaluate.psnr(clip[:, :1], first) > 25
+    assert sum(score["motion"] for score in right) >= 4
 
 
 def test_the_causal_model_keeps_to_its_prompt_for_as_long_as_it_is_asked(load, encode, run_node, vae):

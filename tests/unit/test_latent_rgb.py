@@ -8,6 +8,7 @@ import torch
 from tiny import family, scenes, train_vae
 
 from wan_model import checkpoint
+from wan_model.weights import marks
 
 GOOD = {"factors": [[0.1, -0.2, 3]] * 16, "bias": [0, 0.5, -0.5]}
 
@@ -24,6 +25,13 @@ def test_a_header_carries_the_colours():
         found = recognise(json.dumps(GOOD), kind)
         assert found.latent_rgb == (GOOD["factors"], GOOD["bias"]) and not found.notes
     assert recognise(None).latent_rgb is None and not recognise(None).notes
+
+
+def test_a_gguf_header_carries_the_same_texts():
+    texts = {"latent_rgb": json.dumps(GOOD), "sampling": "{}", "rollout": "{}"}
+    found = marks.gguf_metadata({"general.architecture": "wan", "wan.sampling": 7, **texts})
+    assert {key: found.pop(key) for key in texts} == texts and found.keys() == {"config"}
+    assert marks.gguf_metadata({"wan.latent_rgb": [1, 2]}).keys() == {"config"}
 
 
 @pytest.mark.parametrize(
