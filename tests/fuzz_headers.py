@@ -30,7 +30,7 @@ def import_pack():
 
 def write_corpus(folder: Path) -> None:
     """Headers of good files, small enough to mutate fast."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
     import mutations
 
     folder.mkdir(exist_ok=True)
