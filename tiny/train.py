@@ -48,8 +48,8 @@ def dits(folder: Path) -> None:
     encoder, dit = pair.encoder.state_dict(), pair.dit.state_dict()
     encoder.pop("encoder.embed_tokens.weight")  # the same tensor as shared.weight
     spiece = torch.frombuffer(bytearray(tokenizer.demo()), dtype=torch.uint8)
-    text_to_video = family.in_eight_bits(train_dit.text_to_video(dit))
-    files = {"umt5": encoder | {tokenizer.TENSOR: spiece}, "t2v": text_to_video, "i2v": dit}
+    small = family.in_eight_bits(dit)
+    files = {"umt5": encoder | {tokenizer.TENSOR: spiece}, "t2v": train_dit.text_to_video(small), "i2v": small}
     if place()[0] == 0:
         for kind, weights in files.items():
             log.info("%s", family.save(kind, weights, colours() if kind in ("t2v", "i2v") else None))

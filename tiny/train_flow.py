@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import family, packing, precision, train_dit
+from . import family, packing, precision, train_dit, train_vae
 from .train_lora import short_text
 from .trainer import Trainer, cosine, first_alone, place
 from wan_model.dit.model import WanDiT
@@ -60,7 +60,7 @@ class Student(nn.Module):
 def initial(form: Form, seed: int = 0) -> Student:
     """The text-to-video DiT in that form: with fewer blocks, and new layers at both ends for other latents."""
     torch.manual_seed(seed)
-    old, channels = family.load_dit("t2v"), family.load_vae(form.vae).config.latent_channels
+    old, channels = family.load_dit("t2v"), train_vae.CONFIGS[form.vae].latent_channels
     config = replace(old.config, variant=form.variant, layers=len(form.blocks), in_dim=channels, out_dim=channels)
     dit, weights = WanDiT(config), renumbered(old.state_dict(), form.blocks)
     if channels != old.config.out_dim:
